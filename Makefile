@@ -1,0 +1,61 @@
+# `make demo` and `make test` do all their set-up themselves. `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check fast format protos lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Kairos needs Python 3.11 or newer, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## Make .venv with all a developer needs and the kairos command
+
+demo: $(READY) ## Serve the example models and put real requests through them
+	@$(BIN)/kairos demo
+
+serve: $(READY) ## Serve the example models until Ctrl-C
+	@$(BIN)/kairos serve --model-repository examples/models
+
+test: $(READY) ## Everything: style, types, layers, all tests
+	@$(MAKE) --no-print-directory lint
+	@$(PYTEST)
+
+check: $(READY) ## What to run before each commit: style, types, layers, fast tests
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory fast
+
+fast: $(READY) ## The tests that start no process
+	@$(PYTEST) -q -m 'not integration'
+
+.PHONY: lint
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python protos/generate.py --check
+
+format: $(READY) ## Let ruff put the code in shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+protos: $(READY) ## Generate server/pb from protos/
+	@$(BIN)/python protos/generate.py
+
+lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@build/lock/bin/python -m pip freeze --exclude-editable > constraints.txt
+
+clean: ## Remove the environment and all caches
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

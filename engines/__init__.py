@@ -1,0 +1,1 @@
+"""Running models: tensors, scheduling, pools, backends, repositories. Knows no gRPC, Redis or Prometheus."""

@@ -1,0 +1,1 @@
+"""Generated protocol buffers: the KServe v2 service with Triton's extensions (`make protos` writes them)."""
