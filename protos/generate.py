@@ -59,6 +59,7 @@ def stale() -> list[str]:
 
 
 def main() -> None:
+    """Generate, or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when server/pb is not current")
     if not parser.parse_args().check:

@@ -1,0 +1,1 @@
+"""Engines of several kinds behind one protocol."""

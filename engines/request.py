@@ -1,0 +1,69 @@
+"""What crosses the seam: plain, frozen data."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from engines.tensor import Tensor
+
+Parameter: TypeAlias = bool | int | float | str
+Parameters: TypeAlias = Mapping[str, Parameter]
+
+NO_PARAMETERS: Final[Parameters] = MappingProxyType({})
+
+
+class Origin(enum.Enum):
+    """Where an answer came from."""
+
+    ENGINE = "engine"
+    CACHE = "cache"
+    SHARED = "shared"  # another identical request's execution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRequest:
+    """A checked request. Build it with `engines.validation.check`, which upholds what is promised here."""
+
+    model: str
+    version: int
+    inputs: tuple[Tensor, ...]
+    """In the order of the spec; optional inputs may be absent."""
+    wanted: tuple[str, ...]
+    """Names of the outputs to return, in the order to return them; never empty."""
+    rows: int = 1
+    """Size of the batch dimension; 1 for a model without one."""
+    deadline: float = math.inf
+    """Absolute time on the event loop's clock, in seconds; infinite when there is none."""
+    priority: int = 0
+    """Lower is more urgent; 0 asks for the model's default level."""
+    id: str = ""
+    trace: str = ""
+    """W3C traceparent of the caller, or empty."""
+    parameters: Parameters = NO_PARAMETERS
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent in each phase of one request; zeros for an answer that no engine gave."""
+
+    queue_s: float = 0.0
+    gather_s: float = 0.0
+    execute_s: float = 0.0
+    scatter_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResponse:
+    """An answer: `outputs` in the order of the request's `wanted`, with the request's rows."""
+
+    model: str
+    version: int
+    outputs: tuple[Tensor, ...]
+    id: str = ""
+    timings: Timings = field(default_factory=Timings)
+    origin: Origin = Origin.ENGINE

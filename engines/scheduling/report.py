@@ -1,0 +1,102 @@
+"""What the scheduler says (`Turn`) and what it is told (`BatchReport`)."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engines.errors import InferError
+
+
+class ClosedBy(enum.Enum):
+    """Why a batch left with the rows it had."""
+
+    FULL = "full"  # not one row more fits
+    PREFERRED = "preferred"  # a preferred size was reached
+    DRAINED = "drained"  # nobody else was waiting, or nobody else fits
+    WAITED = "waited"  # the longest wait for company was over
+    ALONE = "alone"  # the model takes no batches, or the request must run by itself
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request as the scheduler sees it; `waiter` is the driver's own and opaque here."""
+
+    rows: int
+    arrived: float
+    deadline: float
+    """When nobody waits for the answer any more; infinite for never."""
+    due: float
+    """What the order goes by: the deadline, or an earlier queue timeout that only moves the request back."""
+    level: int = 0
+    """Priority level, lower first."""
+    key: object = ()
+    """Only requests with equal keys share a batch."""
+    tenant: str = ""
+    waiter: Any = None
+    seq: int = 0
+    """Kept by the scheduler: order of arrival."""
+    waiting: bool = False
+    """Kept by the scheduler: True from `offer` until the request leaves."""
+
+
+class Refusal(NamedTuple):
+    """A request that leaves without running, and what its caller is told."""
+
+    pending: Pending
+    error: InferError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that run together, in this order."""
+
+    members: Sequence[Pending]
+    rows: int
+    padded_rows: int
+    """What the engine executes: `rows`, or the next allowed size above."""
+    closed_by: ClosedBy
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The answer to "an engine is idle": at most one of `batch` and a reason to ask again at `wake_at`."""
+
+    batch: Batch | None = None
+    refusals: Sequence[Refusal] = ()
+    wake_at: float = math.inf
+    """Ask again at this time even if nothing arrives, seconds on the driver's clock; infinite for never."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One execution, as all observers see it. Times are seconds on the event loop's clock."""
+
+    model: str
+    version: int
+    device: str
+    rows: int
+    padded_rows: int
+    closed_by: ClosedBy
+    opened: float
+    """Arrival of the oldest member."""
+    started: float
+    finished: float
+    gather_s: float
+    execute_s: float
+    traces: tuple[str, ...] = ()
+    error: str = ""
+    """Empty when the engine answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """A snapshot."""
+
+    requests: int
+    rows: int
+    oldest_arrival: float
+    """infinite when the queue is empty."""

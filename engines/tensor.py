@@ -1,0 +1,138 @@
+"""Tensors as they travel: a name, a type, a shape and the bytes, in the layout of the wire.
+
+Bytes are little-endian and row-major. A BYTES tensor holds its elements one after the other, each preceded by
+its length as a little-endian uint32. In both layouts the rows of a batch are simply the rows' bytes joined.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import InvalidRequest
+
+Array: TypeAlias = NDArray[Any]
+Buffer: TypeAlias = bytes | memoryview
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+class DType(enum.Enum):
+    """Element types under the protocol's names. `size`: bytes an element, 0 for BYTES, which vary."""
+
+    BOOL = ("BOOL", np.dtype(np.bool_))
+    UINT8 = ("UINT8", np.dtype(np.uint8))
+    UINT16 = ("UINT16", np.dtype("<u2"))
+    UINT32 = ("UINT32", np.dtype("<u4"))
+    UINT64 = ("UINT64", np.dtype("<u8"))
+    INT8 = ("INT8", np.dtype(np.int8))
+    INT16 = ("INT16", np.dtype("<i2"))
+    INT32 = ("INT32", np.dtype("<i4"))
+    INT64 = ("INT64", np.dtype("<i8"))
+    FP16 = ("FP16", np.dtype("<f2"))
+    BF16 = ("BF16", np.dtype(ml_dtypes.bfloat16))
+    FP32 = ("FP32", np.dtype("<f4"))
+    FP64 = ("FP64", np.dtype("<f8"))
+    BYTES = ("BYTES", np.dtype(object))
+
+    def __init__(self, label: str, numpy: np.dtype[Any]) -> None:
+        self.label = label
+        self.numpy = numpy
+        self.size = 0 if numpy.hasobject else numpy.itemsize
+
+    # Members are singletons: identity is equality, and the default hash of the name costs a Python call.
+    __hash__ = object.__hash__
+
+
+BY_LABEL: Final[dict[str, DType]] = {dtype.label: dtype for dtype in DType}
+BY_NUMPY: Final[dict[np.dtype[Any], DType]] = {dtype.numpy: dtype for dtype in DType}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`shape` includes the batch dimension where the model has one; `data` is contiguous, in wire layout."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    data: Buffer
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor of this shape has; 1 for a scalar."""
+    return math.prod(shape)
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A read-only view of the tensor's bytes; BYTES become a new array of `bytes` objects.
+
+    Raises InvalidRequest when the framing of a BYTES tensor does not add up to its shape.
+    """
+    if tensor.dtype is DType.BYTES:
+        return array_of_bytes(split_bytes(tensor.data, elements(tensor.shape), tensor.name), tensor.shape)
+    return np.frombuffer(tensor.data, tensor.dtype.numpy).reshape(tensor.shape)
+
+
+def from_array(name: str, dtype: DType, array: Array) -> Tensor:
+    """The array's bytes as a tensor: a view when the array is contiguous, a copy when it is not."""
+    if dtype is DType.BYTES:
+        return Tensor(name, dtype, array.shape, join_bytes(array.ravel().tolist()))
+    contiguous = np.ascontiguousarray(array)
+    # Viewed as plain bytes, since bfloat16 has no buffer format; empty arrays have no bytes to view.
+    data: Buffer = contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
+    return Tensor(name, dtype, array.shape, data)
+
+
+def array_of_bytes(values: list[bytes], shape: Sequence[int]) -> Array:
+    """The values as an array of objects of this shape."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(tuple(shape))
+
+
+def split_bytes(data: Buffer, count: int, name: str) -> list[bytes]:
+    """The `count` elements of a framed BYTES tensor.
+
+    Raises InvalidRequest, naming the tensor, when there are more, fewer, or half an element.
+    """
+    view = memoryview(data)
+    size = len(view)
+    values: list[bytes] = []
+    offset = 0
+    while offset + 4 <= size:
+        (length,) = _LENGTH.unpack_from(view, offset)
+        offset += 4
+        if length > size - offset:
+            raise InvalidRequest(
+                f"incomplete string data for inference input '{name}': element {len(values)} needs {length} bytes, "
+                f"{size - offset} are left"
+            )
+        values.append(bytes(view[offset : offset + length]))
+        offset += length
+    if offset != size:
+        raise InvalidRequest(
+            f"incomplete string length indicator for inference input '{name}': {size - offset} stray bytes at the end"
+        )
+    if len(values) != count:
+        raise InvalidRequest(
+            f"unexpected number of string elements {len(values)} for inference input '{name}', expecting {count}"
+        )
+    return values
+
+
+def join_bytes(values: Iterable[bytes | str]) -> bytes:
+    """Frame the elements for the wire: the inverse of `split_bytes`; text goes as UTF-8."""
+    parts: list[bytes] = []
+    for value in values:
+        encoded = value.encode() if isinstance(value, str) else value
+        parts.append(_LENGTH.pack(len(encoded)))
+        parts.append(encoded)
+    return b"".join(parts)
