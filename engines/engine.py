@@ -12,7 +12,8 @@ from engines.tensor import Array
 class Engine(Protocol):
     """Made, used and closed by one and the same thread, so that it needs no lock.
 
-    Arrays of BYTES tensors hold `bytes` objects; a batched model's arrays carry the batch dimension.
+    Arrays of BYTES tensors hold `bytes` objects, in outputs also `str`. A batched model's arrays carry the batch
+    dimension.
     """
 
     @property
@@ -21,7 +22,7 @@ class Engine(Protocol):
         ...
 
     def execute(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> Mapping[str, Array]:
-        """Run once and return at least the wanted outputs, in memory that the engine will not touch again.
+        """Run once and return the wanted outputs, in memory that neither the engine nor `inputs` will touch again.
 
         `inputs` may be overwritten after the return. Any exception fails this batch only; `EngineDied` says that
         the engine can never run again.

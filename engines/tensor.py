@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -104,28 +104,38 @@ def split_bytes(data: Buffer, count: int, name: str) -> list[bytes]:
     Raises InvalidRequest, naming the tensor, when there are more, fewer, or half an element.
     """
     view = memoryview(data)
+    return [bytes(view[start:stop]) for start, stop in _element_bounds(view, count, name)]
+
+
+def check_bytes(data: Buffer, count: int, name: str) -> None:
+    """Raise InvalidRequest unless the data frames exactly `count` elements. Copies nothing."""
+    for _ in _element_bounds(memoryview(data), count, name):
+        pass
+
+
+def _element_bounds(view: memoryview, count: int, name: str) -> Iterator[tuple[int, int]]:
     size = len(view)
-    values: list[bytes] = []
     offset = 0
+    found = 0
     while offset + 4 <= size:
         (length,) = _LENGTH.unpack_from(view, offset)
         offset += 4
         if length > size - offset:
             raise InvalidRequest(
-                f"incomplete string data for inference input '{name}': element {len(values)} needs {length} bytes, "
-                f"{size - offset} are left"
+                f"incomplete string data for inference input '{name}': "
+                f"element {found} needs {length} bytes, {size - offset} are left"
             )
-        values.append(bytes(view[offset : offset + length]))
+        yield offset, offset + length
         offset += length
+        found += 1
     if offset != size:
         raise InvalidRequest(
             f"incomplete string length indicator for inference input '{name}': {size - offset} stray bytes at the end"
         )
-    if len(values) != count:
+    if found != count:
         raise InvalidRequest(
-            f"unexpected number of string elements {len(values)} for inference input '{name}', expecting {count}"
+            f"unexpected number of string elements {found} for inference input '{name}', expecting {count}"
         )
-    return values
 
 
 def join_bytes(values: Iterable[bytes | str]) -> bytes:

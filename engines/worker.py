@@ -1,0 +1,116 @@
+"""One thread that makes, uses and closes one engine.
+
+Rule: the thread touches the engine and the job, nothing else; all that follows happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from engines.engine import Engine
+from engines.errors import EngineDied
+from engines.request import InferRequest
+from engines.scheduling.assemble import Staging, gather
+from engines.tensor import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker runs: the requests of one batch."""
+
+    requests: Sequence[InferRequest]
+    padded_rows: int
+    wanted: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job: `outputs`, or the `error` that the engine raised."""
+
+    outputs: Mapping[str, Array] | None
+    error: Exception | None
+    gather_s: float
+    execute_s: float
+
+    @property
+    def died(self) -> bool:
+        """Whether the engine can never run again."""
+        return isinstance(self.error, EngineDied)
+
+
+class Worker:
+    """Runs jobs one at a time. `done` is called on the event loop, once a job."""
+
+    def __init__(self, open_engine: Callable[[], Engine], name: str) -> None:
+        self._open_engine = open_engine
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Outcome], None]] | None] = queue.SimpleQueue()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    async def open(self) -> None:
+        """Start the thread and its engine; raise what the engine raised."""
+        self._thread.start()
+        await asyncio.shield(self._opened)
+
+    def submit(self, job: Job, done: Callable[[Outcome], None]) -> None:
+        """Queue a job; callers keep at most one in a worker."""
+        self._jobs.put((job, done))
+
+    async def close(self) -> None:
+        """Let the current job end, then close the engine and wait for the thread."""
+        self._jobs.put(None)
+        await asyncio.shield(self._ended)
+
+    def _run(self) -> None:
+        try:
+            engine = self._open_engine()
+        except BaseException as error:  # noqa: BLE001  (whatever stops an engine from opening goes to who asked)
+            self._post(_fail, self._opened, error)
+            self._post(_finish, self._ended)
+            return
+        self._post(_finish, self._opened)
+        staging = Staging()
+        while (item := self._jobs.get()) is not None:
+            job, done = item
+            outcome = _execute(engine, job, staging)
+            self._post(done, outcome)
+            # Nothing of a batch may stay alive while the thread waits for the next one.
+            del item, job, done, outcome
+        try:
+            engine.close()
+        finally:
+            self._post(_finish, self._ended)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop was closed first: nobody is left to be told
+            return
+
+
+def _execute(engine: Engine, job: Job, staging: Staging) -> Outcome:
+    began = gathered = time.monotonic()
+    try:
+        inputs = gather(job.requests, engine.spec, job.padded_rows, staging)
+        gathered = time.monotonic()
+        outputs = engine.execute(inputs, job.wanted)
+    except Exception as error:  # noqa: BLE001  (an engine may raise anything; it fails this batch, not the server)
+        return Outcome(None, error, gathered - began, time.monotonic() - gathered)
+    return Outcome(outputs, None, gathered - began, time.monotonic() - gathered)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
