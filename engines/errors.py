@@ -23,7 +23,15 @@ class Unsupported(InferError):
 
 
 class ModelNotFound(InferError):
-    """No model, or no version, of that name."""
+    """No model of that name."""
+
+
+class VersionNotFound(ModelNotFound):
+    """The model has no such version."""
+
+
+class NotFound(InferError):
+    """Something else that was named does not exist."""
 
 
 class ModelNotReady(InferError):

@@ -100,10 +100,12 @@ class OnnxRuntimeEngine:
 
 def _from_value(value: ort.OrtValue) -> Array:
     if value.data_type() != "tensor(bfloat16)":
-        return np.asarray(value.numpy())
-    shape = value.shape()
+        array: Array = value.numpy()
+        return array
+    shape: list[int] = value.shape()
     halves = (ctypes.c_uint16 * int(np.prod(shape))).from_address(value.data_ptr())
-    return np.array(halves, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
+    copied: Array = np.array(halves, np.uint16).view(ml_dtypes.bfloat16).reshape(shape)
+    return copied
 
 
 @dataclass(frozen=True, slots=True)

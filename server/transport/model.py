@@ -1,0 +1,86 @@
+"""A model version as the transport sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engines.errors import InvalidRequest
+from engines.inference import Inference
+from engines.request import Parameters
+from engines.scheduling.policy import Limits, TimeoutAction
+from engines.spec import ModelSpec, TensorSpec
+from engines.validation import RequestChecker
+from server.pb import grpc_service_pb2 as pb
+from server.pb.model_config_pb2 import ModelConfig
+
+
+class Meter(Protocol):
+    """Counts what happens to the requests of one model version."""
+
+    def invalid(self) -> None:
+        """A request was refused before it reached the stack."""
+        ...
+
+    def statistics(self) -> pb.ModelStatistics:
+        """All counters since the version was loaded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """Everything a call needs of one loaded version."""
+
+    spec: ModelSpec
+    config: ModelConfig
+    limits: Limits
+    default_deadline_s: float
+    """Time a call gets that brings no deadline of its own; infinite for as much as it takes."""
+    inference: Inference
+    meter: Meter
+    closing: Callable[[], Awaitable[None]]
+    checker: RequestChecker = field(init=False)
+    outputs: Mapping[str, TensorSpec] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checker", RequestChecker(self.spec))
+        object.__setattr__(self, "outputs", {tensor.name: tensor for tensor in self.spec.outputs})
+
+    async def close(self) -> None:
+        """Free the engines; borrowers have left by now."""
+        await self.closing()
+
+    def deadline(self, now: float, left_s: float | None, parameters: Parameters) -> float:
+        """When the answer is worth nothing any more, on the clock that `now` is read from.
+
+        The caller's own deadline, else its `timeout` parameter in microseconds, else the model's default; queue
+        timeouts that reject count as deadlines, those that delay do not. Raises InvalidRequest for a bad parameter.
+        """
+        if left_s is None and not parameters:
+            asked_s = math.inf
+            level = self.limits.default_level
+        else:
+            asked_s = _timeout_s(parameters)
+            level = self.limits.level(priority_of(parameters))
+        policy = self.limits.policy_of(level)
+        left = math.inf if left_s is None else left_s
+        if policy.action is TimeoutAction.REJECT:
+            left = min(left, policy.timeout_for(asked_s))
+        return now + (self.default_deadline_s if left == math.inf else left)
+
+
+def priority_of(parameters: Parameters) -> int:
+    """The `priority` parameter, 0 when absent. Raises InvalidRequest unless it is a whole number >= 0."""
+    value = parameters.get("priority", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidRequest(f"parameter 'priority' must be a whole number, not {value!r}")
+    return value
+
+
+def _timeout_s(parameters: Parameters) -> float:
+    value = parameters.get("timeout", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, not {value!r}")
+    return value / 1e6 if value else math.inf
