@@ -72,6 +72,7 @@ class LocalInference:
         self._closing = False
         self._alarm: asyncio.TimerHandle | None = None
         self._in_order: deque[_Waiter] = deque()
+        self._running: dict[int, Batch] = {}
         pool.freed = self._dispatch_soon
 
     def __repr__(self) -> str:
@@ -94,6 +95,13 @@ class LocalInference:
     def statistics(self) -> LocalStatistics:
         """How much waits, and how many engines do what."""
         return LocalStatistics(self._scheduler.statistics(), self._pool.statistics())
+
+    def abandon(self) -> None:
+        """Take nothing new, and tell all who still wait, in the queue or for a running batch, that it is over."""
+        self._closing = True
+        left = [*self._scheduler.clear(), *(member for batch in self._running.values() for member in batch.members)]
+        for pending in left:
+            self._settle(pending.waiter, Draining(f"model '{self._spec.name}' is shutting down"))
 
     async def close(self) -> None:
         """Refuse what waits, let running batches end, close the engines."""
@@ -176,26 +184,32 @@ class LocalInference:
         requests = [member.waiter.request for member in batch.members]
         first = requests[0].wanted
         wanted = first if len(requests) == 1 else {name for request in requests for name in request.wanted}
+        self._running[id(batch)] = batch
         self._pool.submit(Job(requests, batch.padded_rows, wanted), partial(self._finished, batch, now))
 
     def _finished(self, batch: Batch, started: float, outcome: Outcome) -> None:
         finished = self._loop.time()
+        del self._running[id(batch)]
         # The engine gets its next batch before this one's answers are cut out.
         self._dispatch()
-        failure = outcome.error if outcome.outputs is None else self._deliver(batch, started, outcome)
+        failure, scatter_s = outcome.error, 0.0
+        if outcome.outputs is not None:
+            failure, scatter_s = self._deliver(batch, started, outcome)
         if failure is not None:
             self._recover(batch, failure)
-        report = self._report(batch, started, finished, outcome, failure)
+        text = "" if failure is None else str(failure) or type(failure).__name__
+        report = self._report(batch, (started, finished, scatter_s), outcome, text)
         self._scheduler.learn(report)
         self._observe(report)
 
-    def _deliver(self, batch: Batch, started: float, outcome: Outcome) -> Exception | None:
+    def _deliver(self, batch: Batch, started: float, outcome: Outcome) -> tuple[Exception | None, float]:
+        """Answer all members; the failure that prevents it, and the seconds it took to cut the rows apart."""
         spec = self._spec
         cut_at = self._loop.time()
         try:
             answers = self._cut(batch, outcome)
         except Exception as failure:  # noqa: BLE001  (an engine may return anything; its callers are told)
-            return failure
+            return failure, 0.0
         scatter_s = self._loop.time() - cut_at
         for member, outputs in zip(batch.members, answers, strict=True):
             waiter: _Waiter = member.waiter
@@ -204,7 +218,7 @@ class LocalInference:
                 model=spec.name, version=spec.version, outputs=outputs, id=waiter.request.id, timings=timings
             )
             self._settle(waiter, response)
-        return None
+        return None, scatter_s
 
     def _cut(self, batch: Batch, outcome: Outcome) -> list[tuple[Tensor, ...]]:
         scatter = Scatter(outcome.outputs or {}, self._spec, batch.padded_rows)
@@ -269,9 +283,8 @@ class LocalInference:
             if first.outcome is not None:
                 _tell(first, first.outcome)
 
-    def _report(
-        self, batch: Batch, started: float, finished: float, outcome: Outcome, failure: Exception | None
-    ) -> BatchReport:
+    def _report(self, batch: Batch, times: tuple[float, float, float], outcome: Outcome, error: str) -> BatchReport:
+        started, finished, scatter_s = times
         members = batch.members
         return BatchReport(
             model=self._spec.name,
@@ -286,7 +299,8 @@ class LocalInference:
             gather_s=outcome.gather_s,
             execute_s=outcome.execute_s,
             traces=tuple(trace for member in members if (trace := member.waiter.request.trace)),
-            error="" if failure is None else str(failure) or type(failure).__name__,
+            scatter_s=scatter_s,
+            error=error,
         )
 
 

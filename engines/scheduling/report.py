@@ -87,6 +87,7 @@ class BatchReport:
     finished: float
     gather_s: float
     execute_s: float
+    scatter_s: float
     traces: tuple[str, ...] = ()
     error: str = ""
     """Empty when the engine answered."""

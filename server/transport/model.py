@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from engines.errors import InvalidRequest
 from engines.inference import Inference
+from engines.local import LocalStatistics
 from engines.request import Parameters
 from engines.scheduling.policy import Limits, TimeoutAction
 from engines.spec import ModelSpec, TensorSpec
 from engines.validation import RequestChecker
-from server.pb import grpc_service_pb2 as pb
 from server.pb.model_config_pb2 import ModelConfig
+from server.telemetry.metered import ModelMeter
 
 
-class Meter(Protocol):
-    """Counts what happens to the requests of one model version."""
+class Engines(Protocol):
+    """What runs a model version: the bottom of its stack."""
 
-    def invalid(self) -> None:
-        """A request was refused before it reached the stack."""
+    def statistics(self) -> LocalStatistics:
+        """How much waits, and how many engines do what."""
         ...
 
-    def statistics(self) -> pb.ModelStatistics:
-        """All counters since the version was loaded."""
+    def abandon(self) -> None:
+        """Tell all who wait that it is over."""
+        ...
+
+    async def close(self) -> None:
+        """Let running batches end and free the engines."""
         ...
 
 
@@ -39,8 +44,8 @@ class ServedModel:
     default_deadline_s: float
     """Time a call gets that brings no deadline of its own; infinite for as much as it takes."""
     inference: Inference
-    meter: Meter
-    closing: Callable[[], Awaitable[None]]
+    meter: ModelMeter
+    engines: Engines
     checker: RequestChecker = field(init=False)
     outputs: Mapping[str, TensorSpec] = field(init=False)
 
@@ -50,7 +55,7 @@ class ServedModel:
 
     async def close(self) -> None:
         """Free the engines; borrowers have left by now."""
-        await self.closing()
+        await self.engines.close()
 
     def deadline(self, now: float, left_s: float | None, parameters: Parameters) -> float:
         """When the answer is worth nothing any more, on the clock that `now` is read from.

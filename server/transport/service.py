@@ -76,8 +76,10 @@ class Models(Protocol):
     def ready(self, name: str, version: str = "") -> bool: ...
     def versions(self, name: str) -> Sequence[str]: ...
     def served(self) -> Sequence[ServedModel]: ...
-    def index(self, *, ready_only: bool = False) -> Sequence[VersionStatus]: ...
-    async def load(self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None) -> None: ...
+    async def index(self, *, ready_only: bool = False) -> Sequence[VersionStatus]: ...
+    async def load(
+        self, name: str, config_json: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None: ...
     async def unload(self, name: str, *, dependents: bool = False) -> None: ...
 
 
@@ -109,7 +111,7 @@ class ServiceOptions:
     status_codes: StatusCodes = StatusCodes.KAIROS
 
 
-def answering(handler: Callable[[Any, _Request, Call], Awaitable[_Response]]) -> Any:  # noqa: ANN401
+def answering(handler: Callable[[Any, _Request, Call], Awaitable[_Response]]) -> Any:
     """Let a handler raise, and its caller get the status of what was raised."""
 
     @functools.wraps(handler)
@@ -250,7 +252,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     @answering
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Call) -> pb.ModelReadyResponse:
-        """Whether a version, or any version of a model, can answer; unknown models are an error."""
+        """Whether a version, or any version of a model, can answer; an unknown model is not ready."""
         return pb.ModelReadyResponse(ready=self._models.ready(request.name, request.version))
 
     @answering
@@ -304,7 +306,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         if request.repository_name:
             raise Unsupported("'repository_name' specification is not supported")
         response = pb.RepositoryIndexResponse()
-        for line in self._models.index(ready_only=request.ready):
+        for line in await self._models.index(ready_only=request.ready):
             response.models.add(name=line.name, version=line.version, state=line.state, reason=line.reason)
         return response
 

@@ -1,0 +1,26 @@
+"""The command line. Each setting is declared once, and can be given as a flag, in the environment or in a file."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from server.cli.demo import demo
+from server.cli.models import models
+from server.cli.serve import serve
+
+click.rich_click.TEXT_MARKUP = "markdown"
+click.rich_click.SHOW_ARGUMENTS = True
+click.rich_click.STYLE_OPTIONS_TABLE_BOX = ""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.version_option(package_name="kairos", prog_name="kairos")
+def cli() -> None:
+    """Serve ONNX models over gRPC (KServe v2), batched by each call's own deadline.
+
+    Try `kairos demo` first. Completion for your shell: `eval "$(_KAIROS_COMPLETE=bash_source kairos)"` (or zsh, fish).
+    """
+
+
+for command in (serve, demo, models):
+    cli.add_command(command)

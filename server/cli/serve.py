@@ -1,0 +1,177 @@
+"""`kairos serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from engines.errors import InferError
+from engines.repository.manager import ControlMode, RepositoryOptions
+from server.app import VERSION, Addresses, Server, ServerOptions, run
+from server.cli.settings import read_config, setting
+from server.telemetry.logs import FORMATS, LogOptions
+from server.telemetry.traces import LEVELS, TraceOptions
+from server.transport.listen import ListenOptions
+from server.transport.service import ServiceOptions
+from server.transport.status import StatusCodes
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def default_cache_dir() -> Path:
+    """Where optimised graphs are kept unless the settings say otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kairos"
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    envvar="KAIROS_CONFIG",
+    help="TOML file with settings under the names of the flags: `grpc-port = 9001`. Flags and environment win.",
+)
+@setting(
+    "--model-repository",
+    type=_FOLDER,
+    multiple=True,
+    required=True,
+    help="Folder of models, as `NAME/VERSION/model.onnx`. May be given more than once.",
+)
+@setting("--host", default="127.0.0.1", help="Address to listen on. `0.0.0.0` opens the server to other hosts.")
+@setting("--grpc-port", default=8001, type=click.IntRange(0, 65535), help="Port for gRPC. 0: any free one.")
+@setting("--metrics-port", default=8002, type=click.IntRange(0, 65535), help="Port for /metrics. 0: any free one.")
+@setting("--allow-metrics/--no-allow-metrics", default=True, type=bool, help="Whether to serve /metrics at all.")
+@setting(
+    "--model-control-mode",
+    type=click.Choice([mode.value for mode in ControlMode]),
+    default="none",
+    help="Who decides what is loaded: `none` all models once, `poll` whatever changes, `explicit` callers.",
+)
+@setting("--load-model", multiple=True, help="Mode explicit: a model to load at the start; `*` for all.")
+@setting("--repository-poll-secs", default=15.0, type=click.FloatRange(min=0.05), help="Mode poll: seconds between looks.")
+@setting("--exit-on-error/--no-exit-on-error", default=False, type=bool, help="Leave when a model fails to load.")
+@setting("--exit-timeout-secs", default=30.0, type=click.FloatRange(min=0), help="Longest drain after SIGTERM.")
+@setting(
+    "--status-codes",
+    type=click.Choice([codes.value for codes in StatusCodes]),
+    default="kairos",
+    help="Which status codes errors get: our own, which do not invite retry storms, or Triton's.",
+)
+@setting("--server-name", default="kairos", help="Name in ServerMetadata; some clients insist on `triton`.")
+@setting("--max-message-mb", default=256, type=click.IntRange(1, 2047), help="Largest message taken or sent, in MiB.")
+@setting(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_cache_dir,
+    show_default="~/.cache/kairos",
+    help="Folder for optimised graphs, so that the next start is quicker.",
+)
+@setting("--log-format", type=click.Choice(FORMATS), default="auto", help="`auto` is for people on a terminal.")
+@setting("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Where lines go. Default: standard error.")
+@setting("--log-verbose", default=0, type=click.IntRange(min=0), help="1 and up: what a developer wants to read.")
+@setting("--log-info/--no-log-info", default=True, type=bool, help="Whether to log what is normal.")
+@setting("--trace-file", type=click.Path(dir_okay=False, path_type=Path), help="File for request traces, as JSON.")
+@setting("--trace-level", type=click.Choice(LEVELS), default="OFF", help="What is traced; TraceSetting changes it.")
+@setting("--trace-rate", default=1000, type=click.IntRange(min=1), help="One in so many requests is traced.")
+@setting("--trace-count", default=-1, type=click.IntRange(min=-1), help="How many are traced. -1: without end.")
+def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the settings by name)
+    """Serve the models of one or more repositories until SIGTERM or Ctrl-C, then drain.
+
+    **Examples**
+
+    - `kairos serve --model-repository examples/models`
+    - `kairos serve --model-repository /models --host 0.0.0.0 --model-control-mode poll`
+    - `KAIROS_GRPC_PORT=9001 kairos serve --config kairos.toml`
+    """
+    options = options_of(values)
+    try:
+        run_with_uvloop(options)
+    except (InferError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]kairos cannot start:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def options_of(values: dict[str, Any]) -> ServerOptions:
+    """The settings, each in the options of the component that obeys it."""
+    return ServerOptions(
+        repository=RepositoryOptions(
+            roots=tuple(values["model_repository"]),
+            mode=ControlMode(values["model_control_mode"]),
+            startup_models=tuple(values["load_model"]),
+            poll_interval_s=values["repository_poll_secs"],
+        ),
+        listen=ListenOptions(
+            host=values["host"], port=values["grpc_port"], max_message_bytes=values["max_message_mb"] << 20
+        ),
+        service=ServiceOptions(
+            name=values["server_name"], version=VERSION, status_codes=StatusCodes(values["status_codes"])
+        ),
+        logs=LogOptions(
+            format=values["log_format"],
+            file=values["log_file"],
+            info=values["log_info"],
+            verbose=values["log_verbose"],
+        ),
+        traces=TraceOptions(
+            file=values["trace_file"],
+            level=values["trace_level"],
+            rate=values["trace_rate"],
+            count=values["trace_count"],
+        ),
+        metrics_port=values["metrics_port"] if values["allow_metrics"] else None,
+        exit_timeout_s=values["exit_timeout_secs"],
+        exit_on_error=values["exit_on_error"],
+        cache_dir=values["cache_dir"],
+    )
+
+
+def run_with_uvloop(options: ServerOptions) -> None:
+    """Serve on uvloop where it exists, since it halves the loop's share of each request."""
+    try:
+        from uvloop import new_event_loop  # noqa: PLC0415  (it has no wheels for some platforms)
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(run(options, announce))
+
+
+def announce(addresses: Addresses, server: Server) -> None:
+    """Say what is served, and how to call it; on standard error, where log lines go."""
+    console = Console(stderr=True, highlight=False)
+    models = Table("model", "version", "inputs", "outputs", "rows", box=None, pad_edge=False)
+    for model in server.models.served():
+        spec = model.spec
+        models.add_row(
+            spec.name,
+            str(spec.version),
+            ", ".join(f"{tensor.name} {tensor.dtype.label}{list(tensor.shape)}" for tensor in spec.inputs),
+            ", ".join(f"{tensor.name} {tensor.dtype.label}{list(tensor.shape)}" for tensor in spec.outputs),
+            f"up to {spec.max_rows}" if spec.batched else "no batches",
+        )
+    url = f"{addresses.host}:{addresses.grpc_port}"
+    lines = [
+        f"gRPC     {url}   (KServe v2, health, reflection)",
+        f"metrics  http://{addresses.host}:{addresses.metrics_port}/metrics"
+        if addresses.metrics_port is not None
+        else "metrics  off",
+        f"Python   tritonclient.grpc.InferenceServerClient('{url}')",
+        f"shell    grpcurl -plaintext {url} inference.GRPCInferenceService/RepositoryIndex",
+    ]
+    if not console.is_terminal:
+        console.print(f"kairos is ready: gRPC {url}, metrics port {addresses.metrics_port}", soft_wrap=True)
+        return
+    console.print(models)
+    console.print(Panel("\n".join(lines), title=f"kairos {VERSION} is ready", expand=False))

@@ -1,0 +1,36 @@
+"""Settings: one declaration gives the flag, the environment variable, the key in the file, and the help text."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import rich_click as click
+
+PREFIX: Final = "KAIROS_"
+
+
+def setting(flag: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401  (click's own attributes)
+    """A click option that is also read from the environment, as KAIROS_ and its name in capitals."""
+    variable = PREFIX + flag.split("/", maxsplit=1)[0].strip("-").replace("-", "_").upper()
+    shown = attributes.get("type") is not bool and not attributes.get("multiple", False)
+    return click.option(flag, envvar=variable, show_envvar=True, show_default=shown, **attributes)
+
+
+def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Make a TOML file's keys (the flags without dashes before them) the defaults of the command."""
+    del parameter
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}") from error
+    known = {name for option in context.command.params if (name := option.name) is not None}
+    defaults = {name.replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(defaults.keys() - known):
+        raise click.BadParameter(f"{path}: unknown setting '{unknown[0]}'; known are: {', '.join(sorted(known))}")
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path

@@ -1,0 +1,1 @@
+"""What SREs see: counters, metrics, traces, logs."""
