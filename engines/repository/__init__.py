@@ -1,0 +1,1 @@
+"""Where models come from: folders, their configuration, and the life of each version."""

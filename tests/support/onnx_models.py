@@ -1,0 +1,77 @@
+"""Tiny ONNX graphs for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Dims = Sequence[int | str | None]
+
+
+def identity(
+    dims: Dims | None = ("batch", 4),
+    dtype: int = TensorProto.FLOAT,
+    *,
+    count: int = 1,
+    output_dims: Dims | str | None = "same",
+) -> onnx.ModelProto:
+    """`count` inputs `x0`, `x1`, ... that come out as `y0`, `y1`, ..."""
+    given = dims if output_dims == "same" else output_dims
+    inputs = [helper.make_tensor_value_info(f"x{i}", dtype, dims) for i in range(count)]
+    outputs = [helper.make_tensor_value_info(f"y{i}", dtype, given) for i in range(count)]  # type: ignore[arg-type]  # "same" is gone
+    nodes = [helper.make_node("Identity", [f"x{i}"], [f"y{i}"]) for i in range(count)]
+    return model(helper.make_graph(nodes, "identity", inputs, outputs))
+
+
+def scale(factor: float = 2.0, *, optional: bool = False) -> onnx.ModelProto:
+    """`y = x * factor` on rows of 4; with `optional` the factor is an input with a default value."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])]
+    if optional:
+        inputs.append(helper.make_tensor_value_info("factor", TensorProto.FLOAT, ["n"]))
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
+    weights = [numpy_helper.from_array(np.array([factor], np.float32), "factor")]
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["y"])]
+    return model(helper.make_graph(nodes, "scale", inputs, outputs, weights))
+
+
+def with_external_weights(folder: Path, name: str = "model.onnx") -> Path:
+    """`scale`, its weights in the file `weights.bin` beside the model."""
+    path = folder / name
+    onnx.save_model(scale(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def sequence_output() -> onnx.ModelProto:
+    """An output `list` that is a sequence, beside a plain output `y`."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None),
+    ]
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("SequenceConstruct", ["x"], ["list"])]
+    return model(helper.make_graph(nodes, "sequence", inputs, outputs))
+
+
+def model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """The graph as a model that ONNX Runtime takes."""
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return made
+
+
+def write(
+    root: Path, name: str, versions: Sequence[int] = (1,), *, config: str = "", proto: onnx.ModelProto | None = None
+) -> Path:
+    """A model's folder in the repository `root`; `identity` unless another model is given."""
+    folder = root / name
+    content = (proto or identity()).SerializeToString()
+    for number in versions:
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        (folder / str(number) / "model.onnx").write_bytes(content)
+    if config:
+        (folder / "config.pbtxt").write_text(config)
+    return folder
