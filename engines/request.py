@@ -44,7 +44,7 @@ class InferRequest:
     id: str = ""
     trace: str = ""
     """W3C traceparent of the caller, or empty."""
-    parameters: Parameters = NO_PARAMETERS
+    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,9 @@ from engines.pool import EnginePool
 from engines.repository.definition import Definition
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
+from engines.request import InferRequest
 from engines.scheduling.queue import DeadlineQueue
+from engines.validation import RequestChecker
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.pb import grpc_service_pb2, grpc_service_pb2_grpc
 from server.telemetry.exporter import ModelCollector, start_exporter
@@ -135,12 +137,18 @@ class ModelOpener:
         return lambda: OnnxRuntimeEngine(spec, session), layout
 
     async def _warm_up(self, definition: Definition, local: LocalInference) -> None:
+        spec = definition.spec
+        checker = RequestChecker(spec)
         for warmup in definition.warmups:
-            for request in warmup.requests(definition.spec):
-                try:
+            try:
+                inputs, rows = checker.inputs(await asyncio.to_thread(warmup.tensors))
+                request = InferRequest(
+                    model=spec.name, version=spec.version, inputs=inputs, wanted=checker.wanted(()), rows=rows
+                )
+                for _ in range(warmup.count):
                     await local.infer(request)
-                except InferError as error:
-                    raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
+            except InferError as error:
+                raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
 
 
 def compose(model: Inference, meter: ModelMeter, tracer: Tracer) -> Inference:
@@ -175,9 +183,7 @@ class Server:
         options = self.options
         server, grpc_port = create_server(options.listen)
         self._transport = server
-        service = InferenceService(
-            self.models, self.lifecycle, self.regions, self.tracer, self.logs, options.service
-        )
+        service = InferenceService(self.models, self.lifecycle, self.regions, self.tracer, self.logs, options.service)
         self._register(server, service)
         metrics_port = None
         if options.metrics_port is not None:
@@ -251,6 +257,3 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
         finally:
             waiting.cancel()
             await server.drain()
-
-
-__all__: Sequence[str] = ("Addresses", "Server", "ServerOptions", "run")

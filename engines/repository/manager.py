@@ -137,6 +137,10 @@ class ModelManager(Generic[T]):
         model = self._models.get(name)
         return model.serving() if model is not None else ()
 
+    def services(self) -> Sequence[T]:
+        """What the opener gave for each version that is ready, in order of names and versions."""
+        return [self._lent[name][str(number)].service for name in sorted(self._lent) for number in self.versions(name)]
+
     # Watching
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from engines.errors import ModelNotFound, ModelNotReady
+from engines.errors import ModelNotFound, ModelNotReady, VersionNotFound
 from engines.repository.definition import Definition, define
 from engines.repository.handle import Closeable, Handle, Scratch
 from engines.repository.layout import ModelFolder, VersionFolder
@@ -114,7 +114,7 @@ class ManagedModel(Generic[T]):
         if not version:
             return ModelNotReady(f"Request for unknown model: '{self.name}' is not at ready state")
         if version not in map(str, self.versions):
-            return ModelNotFound(f"Request for unknown model: '{self.name}' version {version} is not found")
+            return VersionNotFound(f"Request for unknown model: '{self.name}' version {version} is not found")
         return ModelNotReady(f"Request for unknown model: '{self.name}' version {version} is not at ready state")
 
     def blame(self, reason: str) -> None:

@@ -20,7 +20,7 @@ READY: Final = re.compile(r"kairos is ready: gRPC (?P<url>\S+?),")
 
 @click.command()
 @click.option("--verbose", is_flag=True, help="Show the server's log lines, too.")
-def demo(verbose: bool) -> None:  # noqa: FBT001  (click passes flags by name)
+def demo(verbose: bool) -> None:
     """Start a server with the example models, send it real images, print how it did, and stop it.
 
     Needs a checkout with its `examples` folder, and the `examples` extra.

@@ -20,7 +20,7 @@ _COLOURS = {"READY": "green", "LOADING": "yellow", "UNLOADING": "yellow", "UNAVA
 @click.option("--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address.")
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-def models(url: str, timeout: float, as_json: bool) -> None:  # noqa: FBT001  (click passes flags by name)
+def models(url: str, timeout: float, as_json: bool) -> None:
     """List the models of a running server: versions, states, and how much each has answered."""
     with grpc.insecure_channel(url) as channel:
         stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]

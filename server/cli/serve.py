@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,9 @@ def default_cache_dir() -> Path:
     help="Who decides what is loaded: `none` all models once, `poll` whatever changes, `explicit` callers.",
 )
 @setting("--load-model", multiple=True, help="Mode explicit: a model to load at the start; `*` for all.")
-@setting("--repository-poll-secs", default=15.0, type=click.FloatRange(min=0.05), help="Mode poll: seconds between looks.")
+@setting(
+    "--repository-poll-secs", default=15.0, type=click.FloatRange(min=0.05), help="Mode poll: seconds between looks."
+)
 @setting("--exit-on-error/--no-exit-on-error", default=False, type=bool, help="Leave when a model fails to load.")
 @setting("--exit-timeout-secs", default=30.0, type=click.FloatRange(min=0), help="Longest drain after SIGTERM.")
 @setting(
@@ -140,11 +145,10 @@ def options_of(values: dict[str, Any]) -> ServerOptions:
 
 def run_with_uvloop(options: ServerOptions) -> None:
     """Serve on uvloop where it exists, since it halves the loop's share of each request."""
-    try:
-        from uvloop import new_event_loop  # noqa: PLC0415  (it has no wheels for some platforms)
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):  # it has no wheels for some platforms
+        factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run(options, announce))
 
 

@@ -15,8 +15,8 @@ PREFIX: Final = "KAIROS_"
 def setting(flag: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN401  (click's own attributes)
     """A click option that is also read from the environment, as KAIROS_ and its name in capitals."""
     variable = PREFIX + flag.split("/", maxsplit=1)[0].strip("-").replace("-", "_").upper()
-    shown = attributes.get("type") is not bool and not attributes.get("multiple", False)
-    return click.option(flag, envvar=variable, show_envvar=True, show_default=shown, **attributes)
+    attributes.setdefault("show_default", not attributes.get("multiple", False))
+    return click.option(flag, envvar=variable, show_envvar=True, **attributes)
 
 
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
