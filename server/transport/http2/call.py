@@ -1,0 +1,524 @@
+"""One call: what arrived for it, what it answers, how it ends; and the context its servicer sees.
+
+Promise: each call ends exactly once (status sent, or the stream gone), and then its done callbacks run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+import grpc
+import grpc.aio
+
+from server.transport.http2.hpack import literal
+from server.transport.http2.messages import (
+    ENCODING_NAMES,
+    PREFIX,
+    PREFIX_BYTES,
+    Assembler,
+    MessageFault,
+    compress,
+)
+from server.transport.http2.metadata import Metadata, MetadataLike, encode_metadata, percent_encode
+from server.transport.http2.sender import RESPONSE_BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from server.transport.http2.connection import Connection
+    from server.transport.http2.deadlines import Deadlines
+    from server.transport.http2.methods import Method
+    from server.transport.http2.options import Options
+    from server.transport.http2.requests import RequestHead
+    from server.transport.http2.streams import Stream
+
+_log = logging.getLogger(__name__)
+
+_UNSENT_LOW_BYTES: Final = 64 * 1024
+"""A writer goes on once less than this waits for its stream's window."""
+
+_WRITES_IN_A_ROW: Final = 32
+"""Writes that never had to wait, after which a call gives the event loop a turn."""
+
+_LANDING_BYTES: Final = 8 * 1024
+"""Less than this is not worth a read of its own into the message's memory."""
+
+_STATUS: Final = {code: literal(b"grpc-status", str(code.value[0]).encode()) for code in grpc.StatusCode}
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Host(Protocol):
+    """What a call needs of the connection it came by."""
+
+    connection: Connection
+    options: Options
+    peer: str
+    loop: asyncio.AbstractEventLoop
+    deadlines: Deadlines
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]: ...
+
+    def running_calls(self) -> int: ...
+
+    def call_expires(self, call: Call, when: float) -> None: ...
+
+    def call_started(self, call: Call) -> None: ...
+
+    def call_settled(self, call: Call) -> None: ...
+
+
+class Call(grpc.aio.ServicerContext[Any, Any]):
+    """A call, as its stream's receiver and as its servicer's context.
+
+    `deadline` is in seconds of `time.monotonic`, which is also the event loop's clock.
+    """
+
+    __slots__ = (
+        "_aborted", "_assembler", "_callbacks", "_cancelled", "_code", "_compress_next", "_connection", "_details",
+        "_encoding", "_ended", "_head_sent", "_lingers", "_messages", "_over", "_reader", "_stream", "_trailing",
+        "_unread", "_writer", "_writes", "deadline", "head", "host", "method", "task",
+    )  # fmt: skip
+
+    def __init__(self, host: Host, stream: Stream, head: RequestHead, method: Method) -> None:
+        self.host = host
+        self._connection = host.connection
+        self._stream = stream
+        self.head = head
+        self.method = method
+        self.deadline: float | None = None if head.timeout_s is None else monotonic() + head.timeout_s
+        self.task: asyncio.Task[None] | None = None
+        """Runs the handler; None until there is something to run it on."""
+        self._messages: deque[bytes] | None = None  # received, not yet read
+        self._unread = 0
+        self._assembler: Assembler | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._writes = 0
+        self._ended = False  # the client sends no more
+        self._over = False  # nothing can be sent any more
+        self._cancelled = False
+        self._lingers = False  # the handler runs on though the call is over
+        self._aborted: BaseException | None = None
+        self._head_sent = False
+        self._encoding = b""
+        if host.options.compression is not grpc.Compression.NoCompression:
+            self.set_compression(host.options.compression)
+        self._compress_next = True
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        self._trailing: MetadataLike = ()
+        self._callbacks: list[Callable[[Any], None]] | None = None
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self._cancelled else "over" if self._over else "running" if self.task else "receiving"
+        return f"<Call {self.head.path.decode('latin-1')} [{state}]>"
+
+    # What arrives ------------------------------------------------------------
+
+    def data_received(self, view: memoryview, ended: bool) -> None:
+        size = len(view) - PREFIX_BYTES
+        if self._assembler is None and size >= 0:
+            flag, length = PREFIX.unpack_from(view)
+            if length == size and flag == 0 and size <= self.host.options.max_receive_message_bytes:
+                self._message(view[PREFIX_BYTES:].tobytes(), ended)
+                return
+        self._pieces(view, ended)
+
+    def landing(self, limit: int) -> memoryview | None:
+        if self._assembler is None or self._over or limit < _LANDING_BYTES:
+            return None
+        target = self._assembler.landing(limit)
+        return target if target is not None and len(target) >= _LANDING_BYTES else None
+
+    def landed(self, size: int, ended: bool) -> None:
+        if self._over or self._assembler is None:
+            return
+        held = self._assembler.held_bytes
+        try:
+            for message in self._assembler.landed(size):
+                self._connection.buffered_bytes -= held
+                self._message(message, False)
+        except MessageFault as fault:
+            self._connection.buffered_bytes -= held
+            self.fail(fault.code, fault.details)
+            return
+        if ended:
+            self._body_ended()
+
+    def reset(self, code: int) -> None:
+        """The client went away, or its stream was ended: the handler is cancelled, nothing can be sent."""
+        if not self._over:
+            self._cancelled = True
+            self._close(abandon=True)
+
+    def sent(self) -> None:
+        if self._writer is not None and self._stream.queued_bytes < _UNSENT_LOW_BYTES:
+            _wake(self._writer)
+
+    def _pieces(self, view: memoryview, ended: bool) -> None:
+        """A body that does not come one whole message at a time."""
+        if self._over:
+            return
+        assembler = self._assembler
+        if assembler is None:
+            limit = self.host.options.max_receive_message_bytes
+            assembler = self._assembler = Assembler(limit, self.head.encoding)
+        connection = self._connection
+        held = assembler.held_bytes
+        try:
+            for message in assembler.feed(view):
+                self._message(message, False)
+        except MessageFault as fault:
+            connection.buffered_bytes -= held
+            self.fail(fault.code, fault.details)
+            return
+        if self._over:
+            connection.buffered_bytes -= held
+            return
+        connection.buffered_bytes += assembler.held_bytes - held
+        if connection.buffered_bytes > self.host.options.limits.max_buffered_bytes:
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many request bytes wait on this connection")
+        elif ended:
+            self._body_ended()
+        else:
+            self._replenish()
+
+    def _message(self, message: bytes, ended: bool) -> None:
+        """One whole request message."""
+        if self._over:
+            return
+        messages = self._messages
+        if messages is None:
+            messages = self._messages = deque()
+        messages.append(message)
+        self._unread += len(message)
+        self._connection.buffered_bytes += len(message)
+        if self._reader is not None:
+            _wake(self._reader)
+        if ended:
+            self._body_ended()
+
+    def _body_ended(self) -> None:
+        self._ended = True
+        if self._assembler is not None and self._assembler.inside:
+            self.fail(grpc.StatusCode.INTERNAL, "the request ends inside a message")
+        elif self.task is None and not self._over:
+            if self._messages is None or len(self._messages) != 1:
+                self.fail(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is expected")
+            else:
+                self.start()
+        elif self._reader is not None:
+            _wake(self._reader)
+
+    def _replenish(self) -> None:
+        """Open the stream's window again for what was read, or for the message that is under way."""
+        if self._ended or self._over:
+            return
+        window = self.host.options.limits.stream_window_bytes
+        filled = missing = 0
+        if self._assembler is not None:
+            filled = self._assembler.filled_bytes
+            missing = self._assembler.missing_bytes
+        allowed = max(window - self._unread - filled, missing)
+        granted = self._stream.receive_window
+        if allowed - granted >= window // 2 or granted < missing:
+            self._connection.grant(self._stream, allowed - granted)
+
+    # What the runner does ------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run the handler."""
+        self.task = self.host.loop.create_task(self.method.serve(self))
+        self.host.call_started(self)
+
+    def take_request(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
+        """The next request message; IndexError when none is there."""
+        messages = self._messages
+        if not messages:
+            raise IndexError("no message")
+        message = messages.popleft()
+        self._unread -= len(message)
+        self._connection.buffered_bytes -= len(message)
+        if not self._ended:
+            self._replenish()
+        deserialize = self.method.deserialize
+        return message if deserialize is None else deserialize(message)
+
+    def respond(self, response: Any) -> None:  # noqa: ANN401 - whatever the method's serializer takes
+        """End a unary answer: one message, then the status."""
+        if self._over:
+            return
+        if self._code is not None and self._code is not grpc.StatusCode.OK:
+            self.finish()
+            return
+        serialize = self.method.serialize
+        message: bytes = response if serialize is None else serialize(response)
+        limit = self.host.options.max_send_message_bytes
+        if (
+            self._head_sent
+            or self._trailing
+            or self._details
+            or self._encoding
+            or (limit is not None and len(message) > limit)
+        ):
+            if self._send_message(message):
+                self.finish()
+            return
+        self._connection.sender.respond(self._stream, message)
+        self._close()
+
+    def finish(self, code: grpc.StatusCode | None = None, details: str | None = None, *, abandon: bool = False) -> None:
+        """Send the status, unless the call is over; `code` and `details` replace what was set before."""
+        if self._over:
+            return
+        if code is not None:
+            self._code = code
+        if details is not None:
+            self._details = details
+        block = _STATUS[self._code or grpc.StatusCode.OK]
+        if self._details:
+            block += literal(b"grpc-message", percent_encode(self._details))
+        block += encode_metadata(self._trailing)
+        sender = self._connection.sender
+        if self._head_sent:
+            sender.end(self._stream, block)
+        else:
+            self._head_sent = True
+            sender.headers(self._stream, RESPONSE_BLOCK + block, end_stream=True)
+        self._close(abandon=abandon)
+
+    def fail(self, code: grpc.StatusCode, details: str, *, cancelled: bool = False) -> None:
+        """End the call from outside its handler, which is cancelled if it runs."""
+        if not self._over:
+            self._cancelled = cancelled
+            self.finish(code, details, abandon=True)
+
+    def settle(self) -> None:
+        """The handler has returned, whatever became of the call."""
+        if self._lingers:
+            self._connection.lingering -= 1
+        self.host.call_settled(self)
+
+    def _close(self, *, abandon: bool = False) -> None:
+        """The one place where a call becomes over; `abandon`: while its handler still runs."""
+        self._over = True
+        if self.deadline is not None:
+            self.host.deadlines.finished += 1
+        connection = self._connection
+        if self._unread:
+            connection.buffered_bytes -= self._unread
+            self._unread = 0
+            self._messages = None
+        if self._assembler is not None:
+            connection.buffered_bytes -= self._assembler.held_bytes
+            self._assembler = None
+        if abandon and self.task is not None:
+            self._lingers = True
+            connection.lingering += 1
+            self.task.cancel()
+        if self._callbacks:
+            for callback in self._callbacks:
+                _guarded(callback, self)
+
+    # Sending ------------------------------------------------------------
+
+    def _send_head(self, metadata: MetadataLike = ()) -> None:
+        self._head_sent = True
+        block = RESPONSE_BLOCK
+        if self._encoding:
+            block += literal(b"grpc-encoding", self._encoding)
+        self._connection.sender.headers(self._stream, block + encode_metadata(metadata))
+
+    def _send_message(self, message: bytes) -> bool:
+        """Send one reply message. False where it was too large, and the call ended instead."""
+        limit = self.host.options.max_send_message_bytes
+        if limit is not None and len(message) > limit:
+            self.finish(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"Sent message larger than max ({len(message)} vs. {limit})",
+            )
+            return False
+        if not self._head_sent:
+            self._send_head()
+        compressed = 0
+        if self._encoding and self._compress_next:
+            message = compress(self._encoding, message)
+            compressed = 1
+        self._compress_next = True
+        self._connection.sender.payload(self._stream, PREFIX.pack(compressed, len(message)), message)
+        return True
+
+    # The servicer's context: messages ------------------------------------------------------------
+
+    async def read(self) -> Any:
+        while True:
+            if self._messages:
+                return self.take_request()
+            if self._ended:
+                return grpc.aio.EOF
+            if self._over:
+                raise asyncio.CancelledError
+            await self._wait_to_read()
+
+    async def wait_for_request(self) -> bool:
+        """Wait for the whole request of a unary client. False where it was not one message; the call is then over."""
+        while not self._ended and not self._over:
+            await self._wait_to_read()
+        if self._messages is not None and len(self._messages) == 1:
+            return True
+        self.finish(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is expected")
+        return False
+
+    async def _wait_to_read(self) -> None:
+        self._reader = self.host.loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    async def write(self, message: Any) -> None:
+        if self._over:
+            raise self._aborted or asyncio.CancelledError
+        serialize = self.method.serialize
+        if not self._send_message(message if serialize is None else serialize(message)):
+            raise asyncio.CancelledError
+        self._writes += 1
+        if self._stream.queued_bytes >= _UNSENT_LOW_BYTES:
+            self._writes = 0
+            self._writer = self.host.loop.create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
+        elif self._writes >= _WRITES_IN_A_ROW:
+            self._writes = 0
+            await asyncio.sleep(0)
+
+    async def send_initial_metadata(self, initial_metadata: MetadataLike) -> None:
+        self.send_head(initial_metadata)
+
+    def send_head(self, metadata: MetadataLike) -> None:
+        """`send_initial_metadata` without the wait that it never needs."""
+        if self._head_sent:
+            raise grpc.aio.UsageError("Send initial metadata failed: already sent")
+        if not self._over:
+            self._send_head(metadata)
+
+    # The servicer's context: status ------------------------------------------------------------
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: MetadataLike = ()) -> NoReturn:
+        self.abort_nowait(code, details, trailing_metadata)
+
+    def abort_nowait(self, code: grpc.StatusCode, details: str = "", trailing_metadata: MetadataLike = ()) -> NoReturn:
+        """`abort` without the wait that it never needs."""
+        if self._aborted is not None:
+            raise grpc.aio.UsageError("Abort already called!")
+        if code is grpc.StatusCode.OK:
+            raise ValueError("abort called with OK status code!")
+        if trailing_metadata:
+            self.set_trailing_metadata(trailing_metadata)
+        self._aborted = grpc.aio.AbortError("Locally aborted.")
+        self.finish(_status_code(code), details or self._details)
+        raise self._aborted
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        await self.abort(status.code, status.details, status.trailing_metadata)
+
+    @property
+    def aborted(self) -> BaseException | None:
+        """What `abort` raised, if it was called."""
+        return self._aborted
+
+    def set_trailing_metadata(self, trailing_metadata: MetadataLike) -> None:
+        pairs = tuple(trailing_metadata)
+        encode_metadata(pairs)  # so that a wrong pair fails here, at its author's feet
+        self._trailing = pairs
+
+    def trailing_metadata(self) -> MetadataLike:
+        return self._trailing
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self._code = _status_code(code)
+
+    def code(self) -> grpc.StatusCode | None:
+        return self._code
+
+    def set_details(self, details: str) -> None:
+        self._details = details
+
+    def details(self) -> str:
+        return self._details
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        if self._head_sent:
+            raise RuntimeError("Compression setting must be specified before sending initial metadata")
+        encoding = ENCODING_NAMES.get(compression, b"")
+        self._encoding = encoding if encoding in self.head.accepted_encodings else b""
+
+    def disable_next_message_compression(self) -> None:
+        self._compress_next = False
+
+    # The servicer's context: the call ------------------------------------------------------------
+
+    def invocation_metadata(self) -> Metadata:
+        return self.head.metadata
+
+    def time_remaining(self) -> float | None:
+        return None if self.deadline is None else max(0.0, self.deadline - monotonic())
+
+    def peer(self) -> str:
+        return self.host.peer
+
+    def peer_identity_key(self) -> str | None:
+        values = self.auth_context().get("peer_identity_property_name")
+        return values[0].decode() if values else None
+
+    def peer_identities(self) -> Sequence[bytes] | None:
+        key = self.peer_identity_key()
+        return None if key is None else self.auth_context().get(key)
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        return self.host.auth_context()
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        if self._over:
+            self.host.loop.call_soon(callback, self)
+            return
+        if self._callbacks is None:
+            self._callbacks = []
+        self._callbacks.append(callback)
+
+    def cancel(self) -> bool:
+        """End the call with status CANCELLED and cancel its handler. False where it was over already."""
+        if self._over:
+            return False
+        self.fail(grpc.StatusCode.CANCELLED, "Cancelled by the server", cancelled=True)
+        return True
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def done(self) -> bool:
+        return self._over
+
+
+def _status_code(code: Any) -> grpc.StatusCode:  # noqa: ANN401 - as grpcio, a code or its number is taken
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return _CODES.get(code, grpc.StatusCode.UNKNOWN)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _guarded(callback: Callable[[Any], None], call: Call) -> None:
+    try:
+        callback(call)
+    except Exception:
+        _log.exception("a done callback of %r failed", call)

@@ -1,0 +1,77 @@
+"""What gRPC writes into HTTP/2 header fields: metadata, timeouts, status messages.
+
+Follows the "gRPC over HTTP2" protocol description; reserved names never reach or leave a servicer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from server.transport.http2.hpack import Field, literal
+
+
+class Metadatum(NamedTuple):
+    """One pair of metadata; the value is bytes where the key ends with `-bin`, else str."""
+
+    key: str
+    value: str | bytes
+
+
+Metadata = tuple[Metadatum, ...]
+MetadataLike = Iterable[tuple[str, str | bytes]]
+
+_UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_KEY: Final = re.compile(r"[0-9a-z_.-]+")
+_VALUE: Final = re.compile(r"[\x20-\x7e]*")
+_UNSAFE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")
+
+
+def parse_timeout_s(value: bytes) -> float | None:
+    """Seconds of a grpc-timeout, or None where it is malformed."""
+    match = _TIMEOUT.fullmatch(value)
+    return int(match[1]) * _UNIT_S[match[2]] if match else None
+
+
+def percent_encode(text: str) -> bytes:
+    """A status message as grpc-message carries it."""
+    return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "replace"))
+
+
+def decode_pair(name: bytes, value: bytes) -> Metadatum:
+    """The metadatum of one received field. ValueError where a `-bin` value is no base64."""
+    if not name.endswith(b"-bin"):
+        return Metadatum(name.decode("ascii"), value.decode("latin-1"))
+    try:
+        raw = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"metadata {name.decode('ascii')} is not base64") from error
+    return Metadatum(name.decode("ascii"), raw)
+
+
+def encode_pair(key: str, value: str | bytes) -> bytes:
+    """One pair as a header literal. ValueError where gRPC does not allow the key or the value."""
+    if not isinstance(key, str) or not _KEY.fullmatch(key) or key.startswith("grpc-"):
+        raise ValueError(f"metadata was invalid: key {key!r}")
+    if key.endswith("-bin"):
+        if not isinstance(value, bytes):
+            raise ValueError(f"metadata was invalid: the value of {key!r} must be bytes")
+        return literal(key.encode(), base64.b64encode(value).rstrip(b"="))
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not _VALUE.fullmatch(text):
+        raise ValueError(f"metadata was invalid: the value of {key!r} is not printable ASCII")
+    return literal(key.encode(), text.encode())
+
+
+def encode_metadata(pairs: MetadataLike) -> bytes:
+    """A header block fragment for `pairs`."""
+    return b"".join([encode_pair(key, value) for key, value in pairs])
+
+
+def fields_to_metadata(fields: Iterable[Field]) -> Metadata:
+    """The metadata of received fields, in their order."""
+    return tuple([decode_pair(name, value) for name, value in fields])

@@ -1,0 +1,188 @@
+"""Reads request heads: header blocks in, one frozen `RequestHead` out (RFC 9113, section 8; gRPC over HTTP2).
+
+A block that leaves the dynamic table alone means the same until the table changes, so its head is remembered by
+its bytes: on a warm connection most requests cost one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from server.transport.http2.hpack import Decoder, Field
+from server.transport.http2.metadata import Metadata, decode_pair, parse_timeout_s
+
+_REMEMBERED_BLOCKS: Final = 64
+_LONGEST_REMEMBERED: Final = 1024
+
+_NAME: Final = re.compile(rb"[0-9a-z!#$%&'*+.^_`|~-]+")
+_ILLEGAL_VALUE: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+
+_CONNECTION_SPECIFIC: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+_REQUIRED: Final = (b":method", b":scheme", b":path")
+_SINGLE: Final = frozenset((b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
+_NOT_METADATA: Final = _SINGLE | {b"te", b"content-length", b"host"}
+
+
+class MalformedRequest(ValueError):
+    """A header list that HTTP/2 does not allow: a stream error of type PROTOCOL_ERROR."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What a request's HEADERS said, as a gRPC server needs it."""
+
+    method: bytes
+    path: bytes
+    authority: bytes
+    timeout_s: float | None
+    encoding: bytes
+    """Compression of the request's messages; empty: identity."""
+    accepted_encodings: frozenset[bytes]
+    content_length: int | None
+    metadata: Metadata
+    complaint: str
+    """Why no servicer may see this request though HTTP/2 allows it: answered with status INTERNAL."""
+    oversized: bool
+    """Whether fields were dropped because the list exceeds the announced size."""
+
+    is_grpc: bool
+    """Whether the content type is application/grpc, alone or with a suffix or parameters."""
+    is_plain: bool
+    """Whether this is a gRPC call with nothing special about it: the common case, in one look."""
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))
+
+
+def _check_field(name: bytes, value: bytes) -> None:
+    if not _NAME.fullmatch(name):
+        raise MalformedRequest(f"field name {name!r}")
+    if name in _CONNECTION_SPECIFIC:
+        raise MalformedRequest(f"connection-specific field {name!r}")
+    if _ILLEGAL_VALUE.search(value):
+        raise MalformedRequest(f"value of field {name!r}")
+    if name == b"te" and value != b"trailers":
+        raise MalformedRequest("te other than trailers")
+
+
+def _split(fields: list[Field]) -> tuple[dict[bytes, bytes], list[Field]]:
+    """Pseudo and known fields by name, and the fields that are metadata."""
+    known: dict[bytes, bytes] = {}
+    rest: list[Field] = []
+    regular = False
+    for field in fields:
+        name, value = field
+        if name.startswith(b":"):
+            if regular or name not in _PSEUDO or name in known:
+                raise MalformedRequest(f"pseudo-header {name!r}")
+            known[name] = value
+            continue
+        regular = True
+        _check_field(name, value)
+        if name not in _NOT_METADATA:
+            rest.append(field)
+        elif name == b"content-length" and known.get(name, value) != value:
+            raise MalformedRequest("contradicting content-length")
+        else:
+            known[name] = value
+    return known, rest
+
+
+def _content_length(known: dict[bytes, bytes]) -> int | None:
+    value = known.get(b"content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 15:
+        raise MalformedRequest("content-length")
+    return int(value)
+
+
+def parse_head(fields: list[Field], *, oversized: bool = False) -> RequestHead:
+    """The head of a request. MalformedRequest where HTTP/2 forbids it."""
+    known, rest = _split(fields)
+    if not oversized and any(not known.get(name) for name in _REQUIRED):
+        raise MalformedRequest("a required pseudo-header is missing")
+    complaint = ""
+    metadata: Metadata = ()
+    try:
+        metadata = tuple([decode_pair(name, value) for name, value in rest])
+    except ValueError as error:
+        complaint = str(error)
+    timeout_s = None
+    if (timeout := known.get(b"grpc-timeout")) is not None:
+        timeout_s = parse_timeout_s(timeout)
+        if timeout_s is None:
+            complaint = f"malformed grpc-timeout: {timeout.decode('latin-1')}"
+    method = known.get(b":method", b"")
+    encoding = known.get(b"grpc-encoding", b"")
+    is_grpc = _is_grpc(known.get(b"content-type", b""))
+    return RequestHead(
+        method=method,
+        path=known.get(b":path", b""),
+        authority=known.get(b":authority", known.get(b"host", b"")),
+        timeout_s=timeout_s,
+        encoding=encoding,
+        accepted_encodings=frozenset(item.strip() for item in known.get(b"grpc-accept-encoding", b"").split(b",")),
+        content_length=_content_length(known),
+        metadata=metadata,
+        complaint=complaint,
+        oversized=oversized,
+        is_grpc=is_grpc,
+        is_plain=is_grpc and method == b"POST" and encoding in (b"", b"identity") and not complaint and not oversized,
+    )
+
+
+def check_trailers(fields: list[Field]) -> None:
+    """Request trailers carry nothing that gRPC uses; they only have to be legal."""
+    for name, value in fields:
+        if name.startswith(b":"):
+            raise MalformedRequest("pseudo-header in trailers")
+        _check_field(name, value)
+
+
+class HeadReader:
+    """Decodes the header blocks of one connection, remembering heads by the bytes of their blocks."""
+
+    __slots__ = ("_decoder", "_known")
+
+    def __init__(self, *, max_list_bytes: int) -> None:
+        self._decoder = Decoder(max_list_bytes=max_list_bytes)
+        self._known: dict[bytes, RequestHead] = {}
+
+    def read(self, block: bytes) -> RequestHead:
+        """The head that `block` encodes. HpackError or MalformedRequest where there is none."""
+        head = self._known.get(block)
+        if head is not None:
+            return head
+        before = self._decoder.generation
+        fields = self._decoder.decode(block)
+        if self._decoder.generation != before:
+            self._known.clear()
+            return parse_head(fields, oversized=self._decoder.overflowed)
+        head = parse_head(fields, oversized=self._decoder.overflowed)
+        if len(block) <= _LONGEST_REMEMBERED:
+            if len(self._known) >= _REMEMBERED_BLOCKS:
+                self._known.clear()
+            self._known[block] = head
+        return head
+
+    def read_trailers(self, block: bytes) -> None:
+        """Decode a block of trailers, keeping the table in step. HpackError or MalformedRequest as `read`."""
+        before = self._decoder.generation
+        fields = self._decoder.decode(block)
+        if self._decoder.generation != before:
+            self._known.clear()
+        check_trailers(fields)
+
+    def skip(self, block: bytes) -> None:
+        """Decode a block nobody will see, only to keep the table in step. HpackError as `read`."""
+        before = self._decoder.generation
+        self._decoder.decode(block)
+        if self._decoder.generation != before:
+            self._known.clear()
