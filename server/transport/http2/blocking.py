@@ -11,7 +11,7 @@ import grpc.aio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from server.transport.http2.call import Call
+    from server.transport.http2.call import EOF, Call
     from server.transport.http2.metadata import MetadataLike
 
 _T = TypeVar("_T")
@@ -72,7 +72,7 @@ class BlockingRequests:
 
     def __next__(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
         message = asyncio.run_coroutine_threadsafe(self._call.read(), self._loop).result()
-        if message is grpc.aio.EOF:
+        if message is EOF:
             raise StopIteration
         return message
 

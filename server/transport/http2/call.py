@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+EOF: Final[object] = getattr(grpc.aio, "EOF")  # noqa: B009 - its type stubs forgot it
+"""What `read` gives when the client sends no more."""
+
 _UNSENT_LOW_BYTES: Final = 64 * 1024
 """A writer goes on once less than this waits for its stream's window."""
 
@@ -58,7 +61,7 @@ class Host(Protocol):
     options: Options
     peer: str
     loop: asyncio.AbstractEventLoop
-    deadlines: Deadlines
+    deadlines: Deadlines[Call]
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]: ...
 
@@ -149,7 +152,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if ended:
             self._body_ended()
 
-    def reset(self, code: int) -> None:
+    def reset(self, code: int) -> None:  # noqa: ARG002 - the protocol's signature
         """The client went away, or its stream was ended: the handler is cancelled, nothing can be sent."""
         if not self._over:
             self._cancelled = True
@@ -175,9 +178,6 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         except MessageFault as fault:
             connection.buffered_bytes -= held
             self.fail(fault.code, fault.details)
-            return
-        if self._over:
-            connection.buffered_bytes -= held
             return
         connection.buffered_bytes += assembler.held_bytes - held
         if connection.buffered_bytes > self.host.options.limits.max_buffered_bytes:
@@ -354,12 +354,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     # The servicer's context: messages ------------------------------------------------------------
 
-    async def read(self) -> Any:
+    async def read(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
         while True:
             if self._messages:
                 return self.take_request()
             if self._ended:
-                return grpc.aio.EOF
+                return EOF
             if self._over:
                 raise asyncio.CancelledError
             await self._wait_to_read()
@@ -380,7 +380,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         finally:
             self._reader = None
 
-    async def write(self, message: Any) -> None:
+    async def write(self, message: Any) -> None:  # noqa: ANN401 - whatever the method's serializer takes
         if self._over:
             raise self._aborted or asyncio.CancelledError
         serialize = self.method.serialize
@@ -438,13 +438,13 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         encode_metadata(pairs)  # so that a wrong pair fails here, at its author's feet
         self._trailing = pairs
 
-    def trailing_metadata(self) -> MetadataLike:
+    def trailing_metadata(self) -> MetadataLike:  # type: ignore[override] # what was set, as grpc.aio gives it
         return self._trailing
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self._code = _status_code(code)
 
-    def code(self) -> grpc.StatusCode | None:
+    def code(self) -> grpc.StatusCode | None:  # type: ignore[override] # None before one is set, as in grpc.aio
         return self._code
 
     def set_details(self, details: str) -> None:
@@ -464,10 +464,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     # The servicer's context: the call ------------------------------------------------------------
 
-    def invocation_metadata(self) -> Metadata:
+    def invocation_metadata(self) -> Metadata:  # type: ignore[override] # a tuple of pairs, as in grpc.aio
         return self.head.metadata
 
-    def time_remaining(self) -> float | None:
+    def time_remaining(self) -> float | None:  # type: ignore[override] # None without a deadline, as in grpc.aio
         return None if self.deadline is None else max(0.0, self.deadline - monotonic())
 
     def peer(self) -> str:
@@ -520,5 +520,5 @@ def _wake(future: asyncio.Future[None]) -> None:
 def _guarded(callback: Callable[[Any], None], call: Call) -> None:
     try:
         callback(call)
-    except Exception:
+    except Exception:  # noqa: BLE001 - the callback is not ours; the others must run
         _log.exception("a done callback of %r failed", call)

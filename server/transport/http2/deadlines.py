@@ -6,7 +6,7 @@ Rule: `now` is an argument. Calls that ended are forgotten when their turn comes
 from __future__ import annotations
 
 import heapq
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 
 class Expiring(Protocol):
@@ -15,13 +15,16 @@ class Expiring(Protocol):
     def done(self) -> bool: ...
 
 
-class Deadlines:
+_T = TypeVar("_T", bound=Expiring)
+
+
+class Deadlines(Generic[_T]):
     """The deadlines of the calls that have one, earliest first."""
 
     __slots__ = ("_heap", "_sequence", "finished")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Expiring]] = []
+        self._heap: list[tuple[float, int, _T]] = []
         self._sequence = 0
         self.finished = 0
         """How many calls in the heap ended in time; whoever ends one counts it here."""
@@ -29,7 +32,7 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, when: float, call: Expiring) -> bool:
+    def add(self, when: float, call: _T) -> bool:
         """Remember that `call` expires at `when`. Whether that is the earliest deadline now."""
         if self.finished > 64 and self.finished * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if not entry[2].done()]
@@ -40,9 +43,9 @@ class Deadlines:
         heapq.heappush(self._heap, entry)
         return self._heap[0] is entry
 
-    def expired(self, now: float) -> list[Expiring]:
+    def expired(self, now: float) -> list[_T]:
         """Remove what was due by `now`; those of it that are not done."""
-        due = []
+        due: list[_T] = []
         while self._heap and self._heap[0][0] <= now:
             call = heapq.heappop(self._heap)[2]
             self.finished -= 1  # counted when it ended, or about to be

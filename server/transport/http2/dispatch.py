@@ -118,7 +118,7 @@ class Dispatcher:
 
     def _ask(self, details: CallDetails) -> RpcMethodHandler | None:
         for generic in self._generic:
-            handler: RpcMethodHandler | None = generic.service(details)  # type: ignore[arg-type, assignment] # grpc's types
+            handler: RpcMethodHandler | None = generic.service(details)  # type: ignore[arg-type] # grpc's types
             if handler is not None:
                 return handler
         return None
@@ -141,7 +141,7 @@ def _wrap(
     ask: Callable[[CallDetails], Awaitable[RpcMethodHandler | None]],
 ) -> Callable[[CallDetails], Awaitable[RpcMethodHandler | None]]:
     async def intercepted(details: CallDetails) -> RpcMethodHandler | None:
-        return await interceptor.intercept_service(ask, details)  # type: ignore[arg-type, return-value] # grpc's types
+        return await interceptor.intercept_service(ask, details)  # type: ignore[arg-type] # grpc's types
 
     return intercepted
 

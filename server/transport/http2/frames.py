@@ -79,10 +79,12 @@ def parse_long(payload: memoryview) -> int:
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame; stream 0 is the connection."""
     return _FRAME_WITH_LONG.pack(0, 4, WINDOW_UPDATE, 0, stream_id, increment)
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
+    """A RST_STREAM frame."""
     return _FRAME_WITH_LONG.pack(0, 4, RST_STREAM, 0, stream_id, code)
 
 
@@ -92,6 +94,7 @@ def ping(payload: bytes, *, ack: bool) -> bytes:
 
 
 def goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
+    """A GOAWAY frame; `debug` is text for whoever reads the peer's log."""
     return head(8 + len(debug), GOAWAY, 0, 0) + _GOAWAY.pack(last_stream_id, code) + debug
 
 

@@ -40,12 +40,14 @@ class MessageFault(Exception):
 
 
 def too_large(size: int, limit: int) -> MessageFault:
+    """The fault of a message of `size` bytes, in the words clients know."""
     return MessageFault(
         grpc.StatusCode.RESOURCE_EXHAUSTED, f"SERVER: Received message larger than max ({size} vs. {limit})"
     )
 
 
 def compress(encoding: bytes, data: bytes) -> bytes:
+    """The message `data` as it travels under `encoding`, one of `ENCODINGS`."""
     return _COMPRESS[encoding](data)
 
 

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from server.transport.http2 import blocking
-from server.transport.http2.call import Call
+from server.transport.http2.call import EOF, Call
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class RequestIterator:
 
     async def __anext__(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
         message = await self._call.read()
-        if message is grpc.aio.EOF:
+        if message is EOF:
             raise StopAsyncIteration
         return message
 

@@ -47,7 +47,7 @@ class Server:
         self.dispatcher.add_generic(handlers)
         self.calls: set[Call] = set()
         """Calls whose handler runs."""
-        self.deadlines = Deadlines()
+        self.deadlines: Deadlines[Call] = Deadlines()
         self.receive_buffer = memoryview(bytearray(_RECEIVE_BUFFER_BYTES))
         self._addresses: list[tuple[Address, ssl.SSLContext | None]] = []
         self._listeners: list[asyncio.Server] = []

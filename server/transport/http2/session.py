@@ -43,7 +43,7 @@ class Session(asyncio.BufferedProtocol):
         self._secure = secure
         self.options: Options = server.options
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.deadlines: Deadlines = server.deadlines
+        self.deadlines: Deadlines[Call] = server.deadlines
         self.connection = Connection(self, server.options.limits)
         self.peer = ""
         self.received_bytes = 0
