@@ -33,9 +33,8 @@ from server.telemetry.exporter import ModelCollector, start_exporter
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.metered import MeteredInference, ModelMeter
 from server.telemetry.traces import TraceOptions, Tracer
-from server.transport.grpcio import create_server
 from server.transport.health import HealthService
-from server.transport.listen import ListenOptions
+from server.transport.listen import ListenOptions, create_server
 from server.transport.model import ServedModel
 from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels

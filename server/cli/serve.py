@@ -22,7 +22,7 @@ from server.app import VERSION, Addresses, Server, ServerOptions, run
 from server.cli.settings import read_config, setting
 from server.telemetry.logs import FORMATS, LogOptions
 from server.telemetry.traces import LEVELS, TraceOptions
-from server.transport.listen import ListenOptions
+from server.transport.listen import ListenOptions, TransportKind
 from server.transport.service import ServiceOptions
 from server.transport.status import StatusCodes
 
@@ -53,6 +53,13 @@ def default_cache_dir() -> Path:
 )
 @setting("--host", default="127.0.0.1", help="Address to listen on. `0.0.0.0` opens the server to other hosts.")
 @setting("--grpc-port", default=8001, type=click.IntRange(0, 65535), help="Port for gRPC. 0: any free one.")
+@setting(
+    "--transport",
+    type=click.Choice([kind.value for kind in TransportKind]),
+    default="http2",
+    help="Our own HTTP/2 gRPC server, or grpcio's, which costs several times the CPU.",
+)
+@setting("--reuse-port/--no-reuse-port", default=False, type=bool, help="Share the port with other server processes.")
 @setting("--metrics-port", default=8002, type=click.IntRange(0, 65535), help="Port for /metrics. 0: any free one.")
 @setting("--allow-metrics/--no-allow-metrics", default=True, type=bool, help="Whether to serve /metrics at all.")
 @setting(
@@ -119,7 +126,11 @@ def options_of(values: dict[str, Any]) -> ServerOptions:
             poll_interval_s=values["repository_poll_secs"],
         ),
         listen=ListenOptions(
-            host=values["host"], port=values["grpc_port"], max_message_bytes=values["max_message_mb"] << 20
+            host=values["host"],
+            port=values["grpc_port"],
+            transport=TransportKind(values["transport"]),
+            max_message_bytes=values["max_message_mb"] << 20,
+            reuse_port=values["reuse_port"],
         ),
         service=ServiceOptions(
             name=values["server_name"], version=VERSION, status_codes=StatusCodes(values["status_codes"])

@@ -1,8 +1,21 @@
-"""Where the server listens."""
+"""Where the server listens, and on which of the two gRPC servers the service runs."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from server.transport import http2
+
+
+class TransportKind(enum.Enum):
+    """The gRPC servers to choose from; both have the surface of `grpc.aio.Server`."""
+
+    HTTP2 = "http2"  # our own
+    GRPCIO = "grpcio"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,5 +26,44 @@ class ListenOptions:
     """Address to listen on; the default is reachable from this host only."""
     port: int = 8001
     """0: any free one."""
+    transport: TransportKind = TransportKind.HTTP2
     max_message_bytes: int = 256 << 20
     """Largest message taken or sent; larger ones end the call with RESOURCE_EXHAUSTED."""
+    reuse_port: bool = False
+    """Whether other processes may listen on the same port and share its connections."""
+
+
+_NO_PING_STRIKES: Final = (("grpc.http2.max_pings_without_data", 0), ("grpc.keepalive_permit_without_calls", 1))
+
+
+def create_server(options: ListenOptions) -> tuple[Any, int]:
+    """A gRPC server bound to the address, and the port it got. Raises OSError when the address is taken."""
+    create = _http2 if options.transport is TransportKind.HTTP2 else _grpcio
+    server = create(options)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    try:
+        port: int = server.add_insecure_port(f"{host}:{options.port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{options.port}: {error}") from error
+    return server, port
+
+
+def _http2(options: ListenOptions) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
+    return http2.Server(
+        http2.Options(
+            max_receive_message_bytes=options.max_message_bytes,
+            max_send_message_bytes=options.max_message_bytes,
+            reuse_port=options.reuse_port,
+        )
+    )
+
+
+def _grpcio(options: ListenOptions) -> Any:  # noqa: ANN401
+    return grpc.aio.server(
+        options=(
+            *_NO_PING_STRIKES,
+            ("grpc.so_reuseport", int(options.reuse_port)),
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            ("grpc.max_send_message_length", options.max_message_bytes),
+        )
+    )
