@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from engines.engine import Engine
-from engines.worker import Job, Outcome, Worker
+from engines.worker import InlineWorker, Job, Outcome, Worker
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 30.0
+INLINE_MAX_S: Final = 0.005
+"""A single execution on the event loop's thread that lasts longer shows that the engine is not as quick as it was
+measured to be. A busy machine alone seldom stretches one that far."""
 """A replacement that fails is tried again after twice the time, between these bounds."""
 
 
@@ -33,15 +36,19 @@ class PoolStatistics:
 class EnginePool:
     """`count` workers with an engine each. Used from the event loop only.
 
+    With `inline`, engines run on the loop's own thread until one of them holds it up for longer than INLINE_MAX_S:
+    that worker then gets a thread, as do all that follow.
+
     `freed` is called whenever an idle engine appears that was not there before.
     """
 
-    def __init__(self, open_engine: Callable[[], Engine], count: int, name: str) -> None:
+    def __init__(self, open_engine: Callable[[], Engine], count: int, name: str, *, inline: bool = False) -> None:
         self._open_engine = open_engine
+        self._inline = inline
         self._count = count
         self._name = name
-        self._idle: list[Worker] = []
-        self._busy: set[Worker] = set()
+        self._idle: list[Worker | InlineWorker] = []
+        self._busy: set[Worker | InlineWorker] = set()
         self._replaced = 0
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -79,7 +86,12 @@ class EnginePool:
         def finished(outcome: Outcome) -> None:
             self._busy.discard(worker)
             if outcome.died:
-                self._start_replacing(worker, outcome.error)
+                log.error("engine of %s died and is replaced: %s", self._name, outcome.error)
+                self._start_replacing(worker)
+            elif isinstance(worker, InlineWorker) and outcome.execute_s > INLINE_MAX_S:
+                log.info("%s took %.1f ms and moves to a thread", self._name, outcome.execute_s * 1e3)
+                self._inline = False
+                self._start_replacing(worker)
             else:
                 self._idle.append(worker)
             if not self._busy:
@@ -103,16 +115,17 @@ class EnginePool:
         busy, idle = len(self._busy), len(self._idle)
         return PoolStatistics(busy, idle, self._count - busy - idle, self._replaced)
 
-    def _new_worker(self) -> Worker:
+    def _new_worker(self) -> Worker | InlineWorker:
+        if self._inline:
+            return InlineWorker(self._open_engine)
         return Worker(self._open_engine, name=f"engine {self._name}")
 
-    def _start_replacing(self, dead: Worker, error: Exception | None) -> None:
-        log.error("engine of %s died and is replaced: %s", self._name, error)
+    def _start_replacing(self, dead: Worker | InlineWorker) -> None:
         task = asyncio.get_running_loop().create_task(self._replace(dead))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
-    async def _replace(self, dead: Worker) -> None:
+    async def _replace(self, dead: Worker | InlineWorker) -> None:
         with contextlib.suppress(Exception):
             await dead.close()
         delay = FIRST_RETRY_S

@@ -95,6 +95,30 @@ class Worker:
             return
 
 
+class InlineWorker:
+    """Runs jobs on the event loop itself: for engines so quick that a thread would cost more than they do."""
+
+    def __init__(self, open_engine: Callable[[], Engine]) -> None:
+        self._open_engine = open_engine
+        self._loop = asyncio.get_running_loop()
+        self._engine: Engine | None = None
+        self._staging = Staging()
+
+    async def open(self) -> None:
+        """Make the engine; raise what it raises."""
+        self._engine = self._open_engine()
+
+    def submit(self, job: Job, done: Callable[[Outcome], None]) -> None:
+        """Run a job at once; `done` is called in the loop's next turn."""
+        assert self._engine is not None
+        self._loop.call_soon(done, _execute(self._engine, job, self._staging))
+
+    async def close(self) -> None:
+        """Close the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+
 def _execute(engine: Engine, job: Job, staging: Staging) -> Outcome:
     began = gathered = time.monotonic()
     try:

@@ -90,7 +90,8 @@ class ModelOpener:
         """Raises LoadFailed, or whatever the model's own runtime says."""
         spec = definition.spec
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
-        pool = EnginePool(open_engine, layout.instances, f"{spec.name}:{spec.version}")
+        name = f"{spec.name}:{spec.version}"
+        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
         await pool.open()
         meter = ModelMeter(spec)
         local = LocalInference(spec, pool, DeadlineQueue(definition.limits), definition.limits, meter.observe)
@@ -101,8 +102,9 @@ class ModelOpener:
             raise
         meter.reset()
         log.info(
-            "%s:%d is up: %d engine(s) with %d thread(s), batches of up to %d rows",
-            *(spec.name, spec.version, layout.instances, layout.threads, max(1, spec.max_rows)),
+            "%s is up: %d engine(s) with %d thread(s)%s, batches of up to %d rows",
+            *(name, layout.instances, layout.threads, ", on the event loop" if layout.inline else ""),
+            max(1, spec.max_rows),
         )
         return ServedModel(
             spec=spec,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,12 +23,24 @@ GAIN: Final = 1.1
 """A layout that uses more threads must be this much better: the event loop wants a core, too."""
 
 
+QUICK_S: Final = 0.001
+"""Executions shorter than this gain nothing from company: handing them over costs a good part of it, and a second
+engine halves the batches that form by themselves."""
+
+
+INLINE_S: Final = 0.0001
+"""Executions of full batches that are shorter than this run on the event loop's own thread: waking another one, and
+being woken by it, would take longer. Only for models whose rows all have one shape, so that none takes longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """`instances` engines with `threads` threads inside an operator each: never more than there are cores."""
 
     instances: int
     threads: int
+    inline: bool = False
+    """Whether the one engine is so quick that it had better run on the event loop's own thread."""
 
 
 def layouts(cores: int, instances: int, threads: int) -> Sequence[Layout]:
@@ -57,11 +69,15 @@ def choose(
     if len(candidates) == 1:
         return candidates[0], {}
     engines = {threads: open_engine(threads) for threads in sorted({layout.threads for layout in candidates})}
-    rows = _affordable_rows(engines[1] if 1 in engines else next(iter(engines.values())), spec)
-    inputs = sample_inputs(spec, rows)
     best = candidates[0]
-    measured: dict[Layout, float] = {}
-    for layout in candidates:
+    rows = _affordable_rows(engines[best.threads], spec)
+    inputs = sample_inputs(spec, rows)
+    alone = _executions_per_second(engines[best.threads], inputs, best.instances)
+    measured = {best: rows * alone}
+    if alone > best.instances / QUICK_S:
+        inline = best.instances == 1 and spec.one_signature and alone > 1 / INLINE_S
+        return replace(best, inline=inline), measured
+    for layout in candidates[1:]:
         measured[layout] = rows * _executions_per_second(engines[layout.threads], inputs, layout.instances)
         more = layout.instances * layout.threads > best.instances * best.threads
         if measured[layout] > measured[best] * (GAIN if more else 1.0):
