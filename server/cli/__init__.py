@@ -10,7 +10,8 @@ from server.cli.serve import serve
 
 click.rich_click.TEXT_MARKUP = "markdown"
 click.rich_click.SHOW_ARGUMENTS = True
-click.rich_click.STYLE_OPTIONS_TABLE_BOX = ""
+click.rich_click.STYLE_OPTIONS_TABLE_LEADING = 0
+click.rich_click.MAX_WIDTH = 110
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)

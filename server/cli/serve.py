@@ -37,6 +37,7 @@ def default_cache_dir() -> Path:
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--config",
+    panel="Models",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
     expose_value=False,
@@ -46,57 +47,163 @@ def default_cache_dir() -> Path:
 )
 @setting(
     "--model-repository",
+    panel="Models",
     type=_FOLDER,
     multiple=True,
     required=True,
     help="Folder of models, as `NAME/VERSION/model.onnx`. May be given more than once.",
 )
-@setting("--host", default="127.0.0.1", help="Address to listen on. `0.0.0.0` opens the server to other hosts.")
-@setting("--grpc-port", default=8001, type=click.IntRange(0, 65535), help="Port for gRPC. 0: any free one.")
+@setting(
+    "--host",
+    panel="Listening",
+    default="127.0.0.1",
+    help="Address to listen on. `0.0.0.0` opens the server to other hosts.",
+)
+@setting(
+    "--grpc-port",
+    panel="Listening",
+    default=8001,
+    type=click.IntRange(0, 65535),
+    help="Port for gRPC. 0: any free one.",
+)
 @setting(
     "--transport",
+    panel="Listening",
     type=click.Choice([kind.value for kind in TransportKind]),
     default="http2",
     help="Our own HTTP/2 gRPC server, or grpcio's, which costs several times the CPU.",
 )
-@setting("--reuse-port/--no-reuse-port", default=False, type=bool, help="Share the port with other server processes.")
-@setting("--metrics-port", default=8002, type=click.IntRange(0, 65535), help="Port for /metrics. 0: any free one.")
-@setting("--allow-metrics/--no-allow-metrics", default=True, type=bool, help="Whether to serve /metrics at all.")
+@setting(
+    "--reuse-port/--no-reuse-port",
+    panel="Listening",
+    default=False,
+    type=bool,
+    help="Share the port with other server processes.",
+)
+@setting(
+    "--metrics-port",
+    panel="Metrics, logs and traces",
+    default=8002,
+    type=click.IntRange(0, 65535),
+    help="Port for /metrics. 0: any free one.",
+)
+@setting(
+    "--allow-metrics/--no-allow-metrics",
+    panel="Metrics, logs and traces",
+    default=True,
+    type=bool,
+    help="Whether to serve /metrics at all.",
+)
 @setting(
     "--model-control-mode",
+    panel="Models",
     type=click.Choice([mode.value for mode in ControlMode]),
     default="none",
     help="Who decides what is loaded: `none` all models once, `poll` whatever changes, `explicit` callers.",
 )
-@setting("--load-model", multiple=True, help="Mode explicit: a model to load at the start; `*` for all.")
 @setting(
-    "--repository-poll-secs", default=15.0, type=click.FloatRange(min=0.05), help="Mode poll: seconds between looks."
+    "--load-model", panel="Models", multiple=True, help="Mode explicit: a model to load at the start; `*` for all."
 )
-@setting("--exit-on-error/--no-exit-on-error", default=False, type=bool, help="Leave when a model fails to load.")
-@setting("--exit-timeout-secs", default=30.0, type=click.FloatRange(min=0), help="Longest drain after SIGTERM.")
+@setting(
+    "--repository-poll-secs",
+    panel="Models",
+    default=15.0,
+    type=click.FloatRange(min=0.05),
+    help="Mode poll: seconds between looks.",
+)
+@setting(
+    "--exit-on-error/--no-exit-on-error",
+    panel="Models",
+    default=False,
+    type=bool,
+    help="Leave when a model fails to load.",
+)
+@setting(
+    "--exit-timeout-secs",
+    panel="Listening",
+    default=30.0,
+    type=click.FloatRange(min=0),
+    help="Longest drain after SIGTERM.",
+)
 @setting(
     "--status-codes",
+    panel="Protocol",
     type=click.Choice([codes.value for codes in StatusCodes]),
     default="kairos",
     help="Which status codes errors get: our own, which do not invite retry storms, or Triton's.",
 )
-@setting("--server-name", default="kairos", help="Name in ServerMetadata; some clients insist on `triton`.")
-@setting("--max-message-mb", default=256, type=click.IntRange(1, 2047), help="Largest message taken or sent, in MiB.")
+@setting(
+    "--server-name", panel="Protocol", default="kairos", help="Name in ServerMetadata; some clients insist on `triton`."
+)
+@setting(
+    "--max-message-mb",
+    panel="Listening",
+    default=256,
+    type=click.IntRange(1, 2047),
+    help="Largest message taken or sent, in MiB.",
+)
 @setting(
     "--cache-dir",
+    panel="Models",
     type=click.Path(file_okay=False, path_type=Path),
     default=default_cache_dir,
     show_default="~/.cache/kairos",
     help="Folder for optimised graphs, so that the next start is quicker.",
 )
-@setting("--log-format", type=click.Choice(FORMATS), default="auto", help="`auto` is for people on a terminal.")
-@setting("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Where lines go. Default: standard error.")
-@setting("--log-verbose", default=0, type=click.IntRange(min=0), help="1 and up: what a developer wants to read.")
-@setting("--log-info/--no-log-info", default=True, type=bool, help="Whether to log what is normal.")
-@setting("--trace-file", type=click.Path(dir_okay=False, path_type=Path), help="File for request traces, as JSON.")
-@setting("--trace-level", type=click.Choice(LEVELS), default="OFF", help="What is traced; TraceSetting changes it.")
-@setting("--trace-rate", default=1000, type=click.IntRange(min=1), help="One in so many requests is traced.")
-@setting("--trace-count", default=-1, type=click.IntRange(min=-1), help="How many are traced. -1: without end.")
+@setting(
+    "--log-format",
+    panel="Metrics, logs and traces",
+    type=click.Choice(FORMATS),
+    default="auto",
+    help="`auto` is for people on a terminal.",
+)
+@setting(
+    "--log-file",
+    panel="Metrics, logs and traces",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where lines go. Default: standard error.",
+)
+@setting(
+    "--log-verbose",
+    panel="Metrics, logs and traces",
+    default=0,
+    type=click.IntRange(min=0),
+    help="1 and up: what a developer wants to read.",
+)
+@setting(
+    "--log-info/--no-log-info",
+    panel="Metrics, logs and traces",
+    default=True,
+    type=bool,
+    help="Whether to log what is normal.",
+)
+@setting(
+    "--trace-file",
+    panel="Metrics, logs and traces",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for request traces, as JSON.",
+)
+@setting(
+    "--trace-level",
+    panel="Metrics, logs and traces",
+    type=click.Choice(LEVELS),
+    default="OFF",
+    help="What is traced; TraceSetting changes it.",
+)
+@setting(
+    "--trace-rate",
+    panel="Metrics, logs and traces",
+    default=1000,
+    type=click.IntRange(min=1),
+    help="One in so many requests is traced.",
+)
+@setting(
+    "--trace-count",
+    panel="Metrics, logs and traces",
+    default=-1,
+    type=click.IntRange(min=-1),
+    help="How many are traced. -1: without end.",
+)
 def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the settings by name)
     """Serve the models of one or more repositories until SIGTERM or Ctrl-C, then drain.
 
