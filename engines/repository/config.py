@@ -43,6 +43,8 @@ def parse_text(text: str) -> pb.ModelConfig:
 
 def parse_json(text: str) -> pb.ModelConfig:
     """The same in protobuf's JSON format."""
+    if not text.lstrip().startswith("{"):
+        raise LoadFailed("the configuration cannot be read: it is not a JSON object")
     return _parse(text, json_format.Parse, json_format.Parse)
 
 

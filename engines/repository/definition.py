@@ -48,11 +48,11 @@ def read_config(folder: ModelFolder) -> pb.ModelConfig:
     """The model's config.pbtxt, or an empty configuration. Raises LoadFailed."""
     path = folder.path / CONFIG_FILE
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise LoadFailed(f"{CONFIG_FILE} is larger than {_MAX_CONFIG_BYTES} bytes")
+        if not path.exists():
+            return parse_text("")
+        if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:  # a pipe would never end
+            raise LoadFailed(f"{CONFIG_FILE} is not a file of at most {_MAX_CONFIG_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        text = ""
     except OSError as error:
         raise LoadFailed(f"{CONFIG_FILE} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -118,6 +118,8 @@ def _output(tensor: pb.ModelOutput, folder: Path) -> TensorSpec:
     if tensor.label_filename:
         what = f"output '{tensor.name}': label_filename"
         path = resolve_inside(folder, tensor.label_filename, what)
+        if not path.is_file():  # a pipe would never end
+            raise LoadFailed(f"{what}: there is no file '{tensor.label_filename}'")
         try:
             labels = tuple(path.read_text(encoding="utf-8").splitlines())
         except OSError as error:
