@@ -65,7 +65,7 @@ class Graph:
 def read_graph(path: Path) -> Graph:
     """Read the model file; the weights beside it are only looked for. Raises LoadFailed."""
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)  # whatever the name ends in
     except OSError as error:
         raise LoadFailed(f"the model file '{path.name}' cannot be read: {error.strerror or error}") from error
     except (DecodeError, ValueError) as error:

@@ -134,7 +134,7 @@ class ManagedModel(Generic[T]):
         for number, folder in sorted(order.wanted.items(), reverse=True):
             if reason := await self._bring_up(order, folder):
                 failed[number] = reason
-        for number in order.missing - order.kept:
+        for number in sorted(order.missing):
             failed[number] = f"{NO_VERSION}: the version policy names it, but it is not in the repository"
             self._fail(number, failed[number])
         self.blame("" if order.wanted or order.kept or failed else NO_VERSION)

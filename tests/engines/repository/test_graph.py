@@ -88,6 +88,11 @@ def test_half_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
         read_graph(tmp_path / "model.onnx")
 
 
+def test_the_name_of_the_file_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_bytes(onnx_models.identity().SerializeToString())
+    assert read_graph(tmp_path / "model.json").batchable
+
+
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match=r"'model.onnx' cannot be read"):
         read_graph(tmp_path / "model.onnx")

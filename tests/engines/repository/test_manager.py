@@ -115,6 +115,7 @@ def test_the_highest_ready_version_is_lent_unless_one_is_named(tmp_path: Path) -
         assert not manager.ready("x")
         assert manager.versions("x") == ()
         assert manager.resolve("m", "1").definition.spec.version == 1
+        assert [service.definition.version for service in manager.services()] == [1, 2, 10]
 
     run(tmp_path, test)
 
@@ -201,6 +202,30 @@ def test_a_version_can_be_loaded_again_while_its_old_form_drains(tmp_path: Path)
     run(tmp_path, test)
 
 
+def test_each_form_of_a_version_drains_on_its_own(tmp_path: Path) -> None:
+    onnx_models.write(tmp_path, "m")
+
+    async def test(manager: Manager, opener: Opener) -> None:
+        await manager.start()
+        first = manager.borrow("m")
+        with first:
+            unloading = [asyncio.create_task(manager.unload("m"))]
+            await until(lambda: not manager.ready("m"))
+            await manager.load("m")
+            second = manager.borrow("m")
+            second.__enter__()
+            unloading.append(asyncio.create_task(manager.unload("m")))
+            await until(lambda: not manager.ready("m"))
+        await opener.opened[0].closed.wait()
+        await until(lambda: manager.statistics().draining == 1)
+        assert await rows(manager) == [("m", 1, "UNLOADING", "")], "the second form is still held"
+        second.__exit__(None, None, None)
+        await asyncio.gather(*unloading)
+        assert await rows(manager) == [("m", 1, "UNAVAILABLE", "unloaded")]
+
+    run(tmp_path, test)
+
+
 # Explicit loading
 
 
@@ -228,7 +253,7 @@ def test_a_failed_reload_leaves_the_old_one_serving_and_says_why(tmp_path: Path)
 
     async def test(manager: Manager, opener: Opener) -> None:
         await manager.start()
-        whole = (folder / "1" / "model.onnx").read_bytes()
+        (folder / "1" / "model.onnx").rename(folder / ".aside")
         (folder / "1" / "model.onnx").write_bytes(b"broken")
         with pytest.raises(LoadFailed, match=r"^failed to load 'm', version 1 is at UNAVAILABLE state: the model file"):
             await manager.load("m")
@@ -236,9 +261,10 @@ def test_a_failed_reload_leaves_the_old_one_serving_and_says_why(tmp_path: Path)
         assert state == "READY"
         assert "'model.onnx' is not a complete ONNX model" in reason
         assert manager.ready("m")
-        (folder / "1" / "model.onnx").write_bytes(whole)
+        (folder / ".aside").replace(folder / "1" / "model.onnx")
         await manager.load("m")
         assert await rows(manager) == [("m", 1, "READY", "")]
+        assert len(opener.opened) == 1, "what serves is what is there"
 
     run(tmp_path, test)
 
