@@ -30,7 +30,7 @@ engine halves the batches that form by themselves."""
 
 INLINE_S: Final = 0.0001
 """Executions of full batches that are shorter than this run on the event loop's own thread: waking another one, and
-being woken by it, would take longer. Only for models whose rows all have one shape, so that none takes longer."""
+being woken by it, would take longer. Only for models whose rows all have one size, so that none takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ def choose(
     alone = _executions_per_second(engines[best.threads], inputs, best.instances)
     measured = {best: rows * alone}
     if alone > best.instances / QUICK_S:
-        inline = best.instances == 1 and spec.one_signature and alone > 1 / INLINE_S
+        steady = spec.one_signature and all(tensor.dtype is not DType.BYTES for tensor in spec.inputs)
+        inline = steady and best.instances == 1 and alone > 1 / INLINE_S
         return replace(best, inline=inline), measured
     for layout in candidates[1:]:
         measured[layout] = rows * _executions_per_second(engines[layout.threads], inputs, layout.instances)
