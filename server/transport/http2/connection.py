@@ -96,6 +96,8 @@ class Connection:
         self._control = Budget("frames without use", burst=limits.control_burst, per_s=limits.control_per_s)
         self._resets = Budget("resets", burst=limits.reset_burst, per_s=limits.reset_per_s)
         self._now = 0.0
+        self._frames_credited = 0
+        self._frames_at_ping = 0
 
         self.sender = Sender(owner.output_ready, self._we_ended)
         self.streams: dict[int, Stream] = {}
@@ -296,7 +298,7 @@ class Connection:
                 return -1
             handler = _HANDLERS.get(kind)
             if handler is None:  # an extension we do not know: to be ignored
-                self._control.spend(1, self._now)
+                self._charge(1)
             else:
                 handler(self, flags, stream_id, view[start : start + length])
         except StreamFault as fault:
@@ -353,7 +355,7 @@ class Connection:
         if content:
             self._control.left += 1
         elif not self._body_ends:
-            self._control.spend(1, self._now)
+            self._charge(1)
         if stream.content_left is not None:
             stream.content_left -= content
             if stream.content_left < 0 or (self._body_ends and stream.content_left):
@@ -412,7 +414,7 @@ class Connection:
         block = self._block
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
-        self._control.spend(16, self._now)
+        self._charge(16)
         if len(block) + len(payload) > self._limits.max_block_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too long")
         block += payload
@@ -490,7 +492,7 @@ class Connection:
     # The other frames ------------------------------------------------------------
 
     def _on_priority(self, _flags: int, stream_id: int, payload: memoryview) -> None:
-        self._control.spend(1, self._now)
+        self._charge(1)
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) != 5:
@@ -505,7 +507,7 @@ class Connection:
         if stream is None:
             if self._state_of_unknown(stream_id) == IDLE:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
-            self._control.spend(1, self._now)
+            self._charge(1)
             return
         self._forget(stream)
         code = frames.parse_long(payload)
@@ -522,10 +524,10 @@ class Connection:
         if flags & frames.ACK:
             if not self.greeted:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
-            self._control.spend(1, self._now)
+            self._charge(1)
             return
         values = frames.parse_settings(payload)
-        self._control.spend(2 + len(values), self._now)
+        self._charge(2 + len(values))
         self.greeted = True
         for name, value in values:
             self._apply_setting(name, value)
@@ -537,7 +539,7 @@ class Connection:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "initial window too large")
             change = value - self.sender.initial_window
             self.sender.initial_window = value
-            self._control.spend(len(self.streams) // 16, self._now)
+            self._charge(len(self.streams) // 16)
             for stream in list(self.streams.values()):
                 if not self.sender.enlarge_stream(stream, change):
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
@@ -556,15 +558,15 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is eight bytes")
-        self._control.spend(1, self._now)
+        self._charge(1)
         data = payload.tobytes()
         if flags & frames.ACK:
             if data == _DRAIN_PING:
                 self.finish_drain()
             self._owner.ping_acked()
             return
-        if self.sender.spoke:
-            self.sender.spoke = False
+        if self._frames_at_ping != self.sender.frames:
+            self._frames_at_ping = self.sender.frames
             self._pings.forgive()
         self._pings.pinged(self._now, idle=not self.streams)
         self.sender.control(frames.ping(data, ack=True))
@@ -574,12 +576,12 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is at least eight bytes")
-        self._control.spend(1, self._now)
+        self._charge(1)
 
     def _on_window_update(self, _flags: int, stream_id: int, payload: memoryview) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is four bytes")
-        self._control.spend(1, self._now)
+        self._charge(1)
         increment = frames.parse_long(payload) & frames.MAX_WINDOW
         if stream_id == 0:
             if increment == 0:
@@ -597,6 +599,13 @@ class Connection:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
 
     # Ends ------------------------------------------------------------
+
+    def _charge(self, cost: int) -> None:
+        """The peer sent something that carries no request: it pays, with what we sent to it as income."""
+        sent = self.sender.frames
+        self._control.left += 2 * (sent - self._frames_credited)
+        self._frames_credited = sent
+        self._control.spend(cost, self._now)
 
     def _state_of_unknown(self, stream_id: int) -> int:
         """IDLE or CLOSED for a stream that is not in `streams`."""

@@ -45,11 +45,11 @@ class Sender:
         "announced",
         "chunks",
         "corked",
+        "frames",
         "initial_window",
         "max_frame_size",
         "queued_bytes",
         "ready_bytes",
-        "spoke",
         "window",
     )
 
@@ -69,8 +69,8 @@ class Sender:
         self.max_frame_size = frames.DEFAULT_FRAME_SIZE
         self.queued_bytes = 0
         """Payload that waits, in all streams."""
-        self.spoke = False
-        """Whether HEADERS or DATA went out since the owner last cleared this."""
+        self.frames = 0
+        """HEADERS and DATA frames sent: what the peer may well answer with frames of its own."""
 
     def take(self) -> list[bytes | memoryview]:
         """All that is ready, in order; the caller sends it."""
@@ -100,7 +100,7 @@ class Sender:
             return
         self.window -= size
         self.ready_bytes += size
-        self.spoke = True
+        self.frames += 3
         stream_id = stream.id
         self.chunks += (
             _UNARY_HEAD.pack(
@@ -117,7 +117,7 @@ class Sender:
 
     def headers(self, stream: Stream, block: bytes, *, end_stream: bool = False) -> None:
         """Send a response head, or with `end_stream` an answer that is nothing but its head."""
-        self.spoke = True
+        self.frames += 1
         self.chunks.append(frames.headers(stream.id, block, end_stream=end_stream, max_frame_size=self.max_frame_size))
         if end_stream:
             self._ended(stream)
@@ -231,7 +231,7 @@ class Sender:
         self.window -= size
         stream.send_window -= size
         self.ready_bytes += size
-        self.spoke = True
+        self.frames += 1
         self.chunks.append(frames.head(size, DATA, 0, stream.id))
 
     def _ended(self, stream: Stream) -> None:
