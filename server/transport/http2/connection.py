@@ -532,6 +532,7 @@ class Connection:
         for name, value in values:
             self._apply_setting(name, value)
         self.sender.control(frames.SETTINGS_ACK)
+        self.sender.pump()
 
     def _apply_setting(self, name: int, value: int) -> None:
         if name == frames.INITIAL_WINDOW_SIZE:
@@ -597,6 +598,8 @@ class Connection:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "window increment of 0")
         elif not self.sender.enlarge_stream(stream, increment):
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
+        else:
+            self.sender.pump()
 
     # Ends ------------------------------------------------------------
 

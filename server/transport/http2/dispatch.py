@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 _REMEMBERED_METHODS: Final = 1024
 _ACCEPTED: Final = literal(b"grpc-accept-encoding", b"identity, deflate, gzip")
-_NOT_GRPC: Final = b"\x08\x03415"  # :status, the name by its static index
-_NOT_POST: Final = b"\x08\x03405" + encode([(b"allow", b"POST")])
+_PLAIN: Final = literal(b"content-type", b"text/plain")
+_NOT_GRPC: Final = b"\x08\x03415" + _PLAIN  # :status, the name by its static index
+_NOT_POST: Final = b"\x08\x03405" + literal(b"allow", b"POST") + _PLAIN
+_EXPLANATION: Final = b"This port serves gRPC: POST with content-type application/grpc.\n"
 
 
 class CallDetails(NamedTuple):
@@ -163,10 +165,12 @@ def _begin(host: Host, stream: Stream, head: RequestHead, method: Method, ended:
 def refuse(host: Host, stream: Stream, code: grpc.StatusCode, details: str, extra: bytes = b"") -> Receiver:
     """Answer with a status and nothing else."""
     status = encode([(b"grpc-status", str(code.value[0]).encode()), (b"grpc-message", percent_encode(details))])
-    return refuse_http(host, stream, RESPONSE_BLOCK + status + extra)
+    host.connection.sender.headers(stream, RESPONSE_BLOCK + status + extra, end_stream=True)
+    return _REFUSED
 
 
 def refuse_http(host: Host, stream: Stream, block: bytes) -> Receiver:
-    """Answer with a head and nothing else."""
-    host.connection.sender.headers(stream, block, end_stream=True)
+    """Answer somebody who does not speak gRPC."""
+    host.connection.sender.headers(stream, block)
+    host.connection.sender.payload(stream, _EXPLANATION, last=True)
     return _REFUSED

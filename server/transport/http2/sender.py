@@ -31,6 +31,9 @@ _PREFIX_BYTES: Final = 5
 RESPONSE_BLOCK: Final = b"\x88\x0f\x10\x10application/grpc"  # :status 200 by index, content-type by its name's index
 OK_BLOCK: Final = literal(b"grpc-status", b"0")
 
+NO_TRAILERS: Final = b""
+"""In place of trailers: the stream ends with its last DATA frame."""
+
 _UNARY_HEAD: Final = Struct(f">HBBBL{len(RESPONSE_BLOCK)}sHBBBLBL")
 _UNARY_TAIL: Final = Struct(f">HBBBL{len(OK_BLOCK)}s")
 
@@ -123,8 +126,8 @@ class Sender:
             self._ended(stream)
         self._announce()
 
-    def payload(self, stream: Stream, *parts: bytes) -> None:
-        """Send `parts` as DATA, now as far as windows allow; the rest waits its turn."""
+    def payload(self, stream: Stream, *parts: bytes, last: bool = False) -> None:
+        """Send `parts` as DATA, now as far as windows allow; the rest waits its turn. Last: END_STREAM follows them."""
         size = sum(map(len, parts))
         if (
             size <= self.max_frame_size
@@ -133,15 +136,19 @@ class Sender:
             and not self.corked
             and not stream.queue
         ):
-            self._data(stream, size)
+            self._data(stream, size, last=last)
             self.chunks += parts
             self._announce()
+            if last:
+                self._ended(stream)
             return
         if stream.queue is None:
             stream.queue = deque()
         stream.queue.extend([memoryview(part) for part in parts if part])
         stream.queued_bytes += size
         self.queued_bytes += size
+        if last:
+            stream.trailers = NO_TRAILERS
         if stream.send_window > 0:
             self._waiting[stream] = None
             self.pump()
@@ -170,13 +177,15 @@ class Sender:
         return True
 
     def enlarge_stream(self, stream: Stream, increment: int) -> bool:
-        """The peer opened (or, by a new initial window, closed) a stream's window. False where it is too large."""
+        """The peer opened (or, by a new initial window, closed) a stream's window. False where it is too large.
+
+        What waits goes out at the next `pump`.
+        """
         stream.send_window += increment
         if stream.send_window > frames.MAX_WINDOW:
             return False
         if stream.queue and stream.send_window > 0:
             self._waiting[stream] = None
-            self.pump()
         return True
 
     def cork(self) -> None:
@@ -212,12 +221,16 @@ class Sender:
                 view = view[: room - size]
             parts.append(view)
             size += len(view)
-        self._data(stream, size)
+        last = not queue and stream.trailers is NO_TRAILERS
+        self._data(stream, size, last=last)
         self.chunks += parts
         stream.queued_bytes -= size
         self.queued_bytes -= size
         self._announce()
-        self._progressed(stream)
+        if last:
+            self._ended(stream)
+        else:
+            self._progressed(stream)
         return bool(stream.queue) and stream.send_window > 0
 
     def _progressed(self, stream: Stream) -> None:
@@ -227,12 +240,12 @@ class Sender:
         elif stream.receiver is not None:
             stream.receiver.sent()
 
-    def _data(self, stream: Stream, size: int) -> None:
+    def _data(self, stream: Stream, size: int, *, last: bool = False) -> None:
         self.window -= size
         stream.send_window -= size
         self.ready_bytes += size
         self.frames += 1
-        self.chunks.append(frames.head(size, DATA, 0, stream.id))
+        self.chunks.append(frames.head(size, DATA, END_STREAM if last else 0, stream.id))
 
     def _ended(self, stream: Stream) -> None:
         stream.state = AFTER_WE_ENDED[stream.state]
