@@ -43,6 +43,9 @@ class Layout:
     """Whether the one engine is so quick that it had better run on the event loop's own thread."""
 
 
+THRIFTIEST: Final = Layout(1, 1)
+
+
 def layouts(cores: int, instances: int, threads: int) -> Sequence[Layout]:
     """Those worth measuring, thriftiest first. Non-zero `instances` or `threads` are kept as they are."""
     powers = [2**power for power in range(int(math.log2(cores)) + 1)]
@@ -66,7 +69,7 @@ def choose(
 
     Raises what the engine raises for made-up inputs; the caller then does without a measurement.
     """
-    if len(candidates) == 1:
+    if len(candidates) == 1 and candidates[0] != THRIFTIEST:
         return candidates[0], {}
     engines = {threads: open_engine(threads) for threads in sorted({layout.threads for layout in candidates})}
     best = candidates[0]
