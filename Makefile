@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos lock clean
+.PHONY: help install demo serve test check fast format protos lock conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@build/lock/bin/python -m pip freeze --exclude-editable > constraints.txt
+
+conformance: ## Build the conformance tools into .tools (needs Go)
+	@tests/conformance/install.sh
 
 clean: ## Remove the environment and all caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -83,7 +83,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     __slots__ = (
         "_aborted", "_assembler", "_callbacks", "_cancelled", "_code", "_compress_next", "_connection", "_details",
         "_encoding", "_ended", "_head_sent", "_lingers", "_messages", "_over", "_reader", "_stream", "_trailing",
-        "_unread", "_writer", "_writes", "deadline", "head", "host", "method", "task",
+        "_unread", "_writer", "_writes", "deadline", "entered", "head", "host", "method", "task",
     )  # fmt: skip
 
     def __init__(self, host: Host, stream: Stream, head: RequestHead, method: Method) -> None:
@@ -95,6 +95,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self.deadline: float | None = None if head.timeout_s is None else monotonic() + head.timeout_s
         self.task: asyncio.Task[None] | None = None
         """Runs the handler; None until there is something to run it on."""
+        self.entered = False
+        """Whether that task has begun: cancelled sooner, it would not even see how the call ended."""
         self._messages: deque[bytes] | None = None  # received, not yet read
         self._unread = 0
         self._assembler: Assembler | None = None
@@ -319,7 +321,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if abandon and self.task is not None:
             self._lingers = True
             connection.lingering += 1
-            self.task.cancel()
+            if self.entered:
+                self.task.cancel()
         if self._callbacks:
             for callback in self._callbacks:
                 _guarded(callback, self)

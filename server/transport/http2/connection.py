@@ -238,6 +238,7 @@ class Connection:
         pos = self._read_preface(view) if self._preface_left else 0
         streams = self.streams
         unpack = frames.HEAD.unpack_from
+        longest = self._limits.max_frame_size
         while True:
             if self._body_left:
                 pos = self._continue_body(view, pos)
@@ -248,6 +249,8 @@ class Connection:
                 return pos
             high, low, kind, flags, stream_id = unpack(view, pos)
             length = high << 8 | low
+            if length > longest:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame longer than announced")
             stop = start + length
             if kind == 0 and stop <= end and length and not flags & 8 and self._block is None:
                 stream = streams.get(stream_id)
@@ -282,8 +285,6 @@ class Connection:
 
     def _frame(self, view: memoryview, pos: int, kind: int, flags: int, stream_id: int, length: int) -> int:
         """Handle the frame at `pos`; the position after what was used, or -1 to wait for the rest of it."""
-        if length > self._limits.max_frame_size:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame longer than announced")
         if not self.greeted and kind != frames.SETTINGS:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):

@@ -69,8 +69,10 @@ class Method:
 
     async def serve(self, call: Call) -> None:
         """Run the handler for `call` and end the call, whatever the handler does."""
+        call.entered = True
         try:
-            await self.run(call)
+            if not call.done():
+                await self.run(call)
         except asyncio.CancelledError:
             call.finish(grpc.StatusCode.CANCELLED, "Cancelled by the server")
         except Exception as error:  # noqa: BLE001 - the handler is not ours; its client must have an answer
