@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from engines.errors import InferError
 from engines.repository.manager import ControlMode, RepositoryOptions
 from server.app import VERSION, Addresses, Server, ServerOptions, run
 from server.cli.settings import read_config, setting
+from server.loop import new_event_loop
 from server.telemetry.logs import FORMATS, LogOptions
 from server.telemetry.traces import LEVELS, TraceOptions
 from server.transport.listen import ListenOptions, TransportKind
@@ -215,7 +213,8 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
     """
     options = options_of(values)
     try:
-        run_with_uvloop(options)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(run(options, announce))
     except (InferError, OSError) as error:
         Console(stderr=True).print(f"[bold red]kairos cannot start:[/] {error}", highlight=False)
         sys.exit(1)
@@ -259,15 +258,6 @@ def options_of(values: dict[str, Any]) -> ServerOptions:
         exit_on_error=values["exit_on_error"],
         cache_dir=values["cache_dir"],
     )
-
-
-def run_with_uvloop(options: ServerOptions) -> None:
-    """Serve on uvloop where it exists, since it halves the loop's share of each request."""
-    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with contextlib.suppress(ImportError):  # it has no wheels for some platforms
-        factory = importlib.import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run(options, announce))
 
 
 def announce(addresses: Addresses, server: Server) -> None:
