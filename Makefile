@@ -28,6 +28,8 @@ serve: $(READY) ## Serve the example models until Ctrl-C
 
 test: $(READY) ## Everything: style, types, layers, all tests
 	@$(MAKE) --no-print-directory lint
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory conformance; \
+	 else echo "Without Go, the tests that run Go clients against the server are skipped."; fi
 	@$(PYTEST)
 
 check: $(READY) ## What to run before each commit: style, types, layers, fast tests

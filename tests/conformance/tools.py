@@ -1,21 +1,12 @@
-"""Finds and runs the conformance tools that tests/conformance/install.sh builds."""
+"""Runs the conformance tools that tests/conformance/install.sh builds."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
-import pytest
+from tests.support.tools import program as tool
 
-_TOOLS = Path(__file__).resolve().parents[2] / ".tools" / "bin"
-
-
-def tool(name: str) -> str:
-    """The path of a tool; the test fails, and says what to do, where it is missing."""
-    path = _TOOLS / name
-    if not path.exists():
-        pytest.fail(f"{name} is missing: `make conformance` builds it (needs Go)")
-    return str(path)
+__all__ = ["run", "tool"]
 
 
 async def run(*command: str, timeout_s: float = 90.0) -> tuple[int, str]:
