@@ -70,7 +70,8 @@ class LocalInference:
         self._one_key = spec.one_signature
         self._dispatching = False
         self._closing = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_at = math.inf  # kept here, since uvloop gives handles without `when` for times that are near
         self._in_order: deque[_Waiter] = deque()
         self._running: dict[int, Batch] = {}
         pool.freed = self._dispatch_soon
@@ -163,15 +164,14 @@ class LocalInference:
 
     def _wake_by(self, when: float) -> None:
         """Look again at `when` at the latest. One timer serves all; it is only ever moved forward."""
-        alarm = self._alarm
-        if when == math.inf or (alarm is not None and alarm.when() <= when):
+        if when >= self._alarm_at:
             return
-        if alarm is not None:
-            alarm.cancel()
-        self._alarm = self._loop.call_at(when, self._wake)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = self._loop.call_at(when, self._wake), when
 
     def _wake(self) -> None:
-        self._alarm = None
+        self._alarm, self._alarm_at = None, math.inf
         if not self._pool.has_idle:
             self._refuse(self._scheduler.expire(self._loop.time()))
         self._dispatch()
