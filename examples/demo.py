@@ -248,7 +248,7 @@ def main() -> None:
     try:
         report = measure(chosen.url, plan)
     except triton.InferenceServerException as error:
-        sys.exit(f"{error}\nIs a server running? `make serve` starts one.")
+        sys.exit(str(error))
     console = Console()
     console.print(phases_table(report), batches_table(report))
     if failures := report.alone.failures + report.together.failures:

@@ -33,3 +33,5 @@ call ModelMetadata '{"name": "text"}'
 # Typed contents, so that a person can write them; JSON carries bytes in base64. Replies are always raw.
 call ModelInfer '{"model_name": "text", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1],
   "contents": {"bytes_contents": ["'"$(printf 'How ARE you?' | base64)"'"]}}], "outputs": [{"name": "words"}]}'
+echo
+echo "AwAAAAAAAAA= is base64 for a little-endian INT64: 3 words."

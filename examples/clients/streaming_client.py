@@ -59,4 +59,4 @@ if __name__ == "__main__":
     try:
         main()
     except triton.InferenceServerException as error:
-        sys.exit(f"{error}\nIs a server running? `make serve` starts one.")
+        sys.exit(str(error))

@@ -85,4 +85,4 @@ if __name__ == "__main__":
     try:
         main()
     except grpc.RpcError as error:
-        sys.exit(f"{error.code().name}: {error.details()}\nIs a server running? `make serve` starts one.")
+        sys.exit(f"{error.code().name}: {error.details()}")

@@ -5,15 +5,17 @@ cd "$(dirname "$0")/../.."
 
 H2SPEC=v2.2.1+incompatible
 GRPC_GO=v1.85.0
+GRPCURL=v1.9.4
 
 export GOBIN="$PWD/.tools/bin"
 stamp="$GOBIN/.versions"
-wanted="h2spec $H2SPEC grpc-go $GRPC_GO"
+wanted="h2spec $H2SPEC grpc-go $GRPC_GO grpcurl $GRPCURL"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
 command -v go >/dev/null || { echo "the conformance tools are built with Go, which is not installed" >&2; exit 1; }
 go install "github.com/summerwind/h2spec/cmd/h2spec@$H2SPEC"
 go install "google.golang.org/grpc/interop/client@$GRPC_GO"
+go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
 mv "$GOBIN/client" "$GOBIN/grpc-interop-client"
 echo "$wanted" > "$stamp"
