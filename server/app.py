@@ -48,6 +48,9 @@ SERVICE: Final = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceServ
 ABANDON_BEFORE_S: Final = 1.0
 """How long before the end of a drain those who still wait are told, so that the word reaches them."""
 
+CLOSING_S: Final = 5.0
+"""How long after a drain engines may take to end their last batches, which nobody waits for any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
@@ -211,7 +214,11 @@ class Server:
             await self._transport.stop(bound)
         alarm.cancel()
         self._abandon()
-        await self.manager.close()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await self.manager.close()
+        except TimeoutError:
+            log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
         self.tracer.close()
         await asyncio.to_thread(self._stop_exporter)
         self.lifecycle.advance(Phase.STOPPED)

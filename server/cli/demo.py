@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,29 +38,54 @@ def demo(verbose: bool) -> None:
 @contextmanager
 def serving(repository: Path, *, verbose: bool) -> Iterator[str]:
     """A server process on free ports, with its address; drained at the end of the block."""
-    console = Console(stderr=True, highlight=False)
     command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository)]
     command += ["--grpc-port", "0", "--metrics-port", "0", "--log-format", "text"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        lines = process.stderr
-        assert lines is not None
+        listener = Listener(process, verbose=verbose)
         try:
-            heard: list[str] = []
-            for line in lines:
-                heard.append(line)
-                if verbose:
-                    console.print(line, end="")
-                if found := READY.search(line):
-                    yield found["url"]
-                    break
-            else:
-                console.print("".join(heard), end="")
-                raise click.ClickException("the server did not start")
+            url = listener.url()
+            if url is not None:
+                yield url
         finally:
             process.send_signal(signal.SIGTERM)
-            rest = lines.read()
-            if verbose:
-                console.print(rest, end="")
-    if process.returncode != 0:
-        console.print(rest, end="")
-        raise click.ClickException(f"the server ended with status {process.returncode}")
+            listener.join()
+    if url is None or process.returncode != 0:
+        listener.show()
+        raise click.ClickException(
+            "the server did not start" if url is None else f"the server ended with status {process.returncode}"
+        )
+
+
+class Listener:
+    """Reads what a server says, all the while: a pipe that nobody reads would hold it up once it is full."""
+
+    def __init__(self, process: subprocess.Popen[str], *, verbose: bool) -> None:
+        self._process = process
+        self._verbose = verbose
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._heard: list[str] = []
+        self._url: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, name="server log", daemon=True)
+        self._thread.start()
+
+    def url(self) -> str | None:
+        """Wait until the server is ready; None when it ended before that."""
+        return self._url.get()
+
+    def join(self) -> None:
+        """Wait until the server has closed its end."""
+        self._thread.join()
+
+    def show(self) -> None:
+        """Print everything that was said, unless it was printed already."""
+        if not self._verbose:
+            self._console.print("".join(self._heard), end="")
+
+    def _read(self) -> None:
+        for line in self._process.stderr or ():
+            self._heard.append(line)
+            if self._verbose:
+                self._console.print(line, end="")
+            if found := READY.search(line):
+                self._url.put(found["url"])
+        self._url.put(None)
