@@ -342,7 +342,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if limit is not None and len(message) > limit:
             self.finish(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"Sent message larger than max ({len(message)} vs. {limit})",
+                f"SERVER: Sent message larger than max ({len(message)} vs. {limit})",
             )
             return False
         if not self._head_sent:

@@ -61,7 +61,7 @@ def decompress(encoding: bytes, data: bytes, limit: int) -> bytes:
     except zlib.error as error:
         raise MessageFault(grpc.StatusCode.INTERNAL, f"cannot decompress message: {error}") from None
     if len(message) > limit:
-        raise too_large(len(message), limit)
+        raise MessageFault(grpc.StatusCode.RESOURCE_EXHAUSTED, "Decompressed message larger than max")
     if not inflater.eof:
         raise MessageFault(grpc.StatusCode.INTERNAL, "compressed message is cut short")
     return message

@@ -22,6 +22,12 @@ class Metadatum(NamedTuple):
 
 
 Metadata = tuple[Metadatum, ...]
+
+
+class InvalidMetadata(ValueError):
+    """A servicer's own metadata that gRPC does not allow."""
+
+
 MetadataLike = Iterable[tuple[str, str | bytes]]
 
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -54,16 +60,16 @@ def decode_pair(name: bytes, value: bytes) -> Metadatum:
 
 
 def encode_pair(key: str, value: str | bytes) -> bytes:
-    """One pair as a header literal. ValueError where gRPC does not allow the key or the value."""
+    """One pair as a header literal. InvalidMetadata where gRPC does not allow the key or the value."""
     if not isinstance(key, str) or not _KEY.fullmatch(key) or key.startswith("grpc-"):
-        raise ValueError(f"metadata was invalid: key {key!r}")
+        raise InvalidMetadata(f"key {key!r}")
     if key.endswith("-bin"):
         if not isinstance(value, bytes):
-            raise ValueError(f"metadata was invalid: the value of {key!r} must be bytes")
+            raise InvalidMetadata(f"the value of {key!r} must be bytes")
         return literal(key.encode(), base64.b64encode(value).rstrip(b"="))
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     if not isinstance(text, str) or not _VALUE.fullmatch(text):
-        raise ValueError(f"metadata was invalid: the value of {key!r} is not printable ASCII")
+        raise InvalidMetadata(f"the value of {key!r} is not printable ASCII")
     return literal(key.encode(), text.encode())
 
 

@@ -13,6 +13,7 @@ import grpc.aio
 
 from server.transport.http2 import blocking
 from server.transport.http2.call import EOF, Call
+from server.transport.http2.metadata import InvalidMetadata
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,9 @@ def fail(call: Call, error: Exception) -> None:
     if error is call.aborted:
         return
     _log.error("Unexpected %s raised by %r", type(error).__name__, call, exc_info=error)
+    if isinstance(error, InvalidMetadata):
+        call.finish(grpc.StatusCode.INTERNAL, "Invalid metadata")
+        return
     code = call.code()
     failed = code is None or code is grpc.StatusCode.OK
     call.finish(grpc.StatusCode.UNKNOWN if failed else code, f"Unexpected {type(error)}: {error}")
