@@ -130,6 +130,7 @@ class Cost:
 
 
 def channels(peer: Peer, count: int) -> list[grpc.aio.Channel]:
+    """`count` connections to `peer`, each of its own."""
     options = [*_UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
     return [grpc.aio.insecure_channel(f"127.0.0.1:{peer.port}", options=options) for _ in range(count)]
 
@@ -215,6 +216,7 @@ def idle_connections_mb(peer: Peer, count: int) -> float:
 
 
 def loads(*, quick: bool) -> list[Load]:
+    """What is measured."""
     callers = (1, 64) if quick else (1, 8, 64, 128)
     unary = [Load("unary 256 B", n) for n in callers]
     unary += [Load("unary 256 B", n, connections=32) for n in callers if n >= 32]
@@ -274,10 +276,8 @@ def _idle_mb(transport: str) -> float:
 
 
 def _machine() -> str:
-    model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
-        platform.machine(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     return (
         f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, grpcio {grpc.__version__}, "
         f"uvloop {uvloop.__version__}"

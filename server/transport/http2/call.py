@@ -245,7 +245,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         message = messages.popleft()
         self._unread -= len(message)
         self._connection.buffered_bytes -= len(message)
-        if not self._ended:
+        if not self._ended and self._stream.receive_window <= self.host.options.limits.stream_window_bytes // 2:
             self._replenish()
         deserialize = self.method.deserialize
         return message if deserialize is None else deserialize(message)
@@ -352,36 +352,39 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             message = compress(self._encoding, message)
             compressed = 1
         self._compress_next = True
-        self._connection.sender.payload(self._stream, PREFIX.pack(compressed, len(message)), message)
+        self._connection.sender.message(self._stream, compressed, message)
         return True
 
     # The servicer's context: messages ------------------------------------------------------------
 
     async def read(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
-        while True:
-            if self._messages:
-                return self.take_request()
+        try:
+            return await self.next_request()
+        except StopAsyncIteration:
+            return EOF
+
+    async def next_request(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
+        """The next request of a client that streams; StopAsyncIteration when it sends no more."""
+        while not self._messages:
             if self._ended:
-                return EOF
+                raise StopAsyncIteration
             if self._over:
                 raise asyncio.CancelledError
-            await self._wait_to_read()
+            self._reader = self.host.loop.create_future()
+            await self._reader
+            self._reader = None
+        return self.take_request()
 
     async def wait_for_request(self) -> bool:
         """Wait for the whole request of a unary client. False where it was not one message; the call is then over."""
         while not self._ended and not self._over:
-            await self._wait_to_read()
+            self._reader = self.host.loop.create_future()
+            await self._reader
+            self._reader = None
         if self._messages is not None and len(self._messages) == 1:
             return True
         self.finish(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is expected")
         return False
-
-    async def _wait_to_read(self) -> None:
-        self._reader = self.host.loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
 
     async def write(self, message: Any) -> None:  # noqa: ANN401 - whatever the method's serializer takes
         if self._over:

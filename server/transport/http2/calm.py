@@ -15,7 +15,7 @@ _IDLE_PING_INTERVAL_S: Final = 7200.0  # what gRPC's other servers allow on a co
 
 
 class Budget:
-    """A token bucket: `burst` at most, refilled by `per_s` each second and by `earn`."""
+    """A token bucket: `burst` at most, refilled by `per_s` each second and by useful work."""
 
     __slots__ = ("_filled_at", "burst", "left", "per_s", "what")
 
@@ -24,12 +24,16 @@ class Budget:
         self.burst = burst
         self.per_s = per_s
         self.left: float = burst
-        """Tokens left. Useful work adds to it directly; the surplus over `burst` is cut at the next `spend`."""
+        """Tokens left. Where every call counts, it is changed directly: up for useful work, down for the rest."""
         self._filled_at = _NEVER
+
+    def earn(self, tokens: int) -> None:
+        """Add `tokens`, and cut what is above `burst`."""
+        self.left = min(self.left + tokens, self.burst)
 
     def spend(self, cost: int, now: float) -> None:
         """Take `cost` tokens. ConnectionFault(ENHANCE_YOUR_CALM) when there are too few."""
-        self.left = min(self.left, self.burst) - cost
+        self.left -= cost
         if self.left >= 0:
             return
         since = min(now - self._filled_at, self.burst / self.per_s) if self._filled_at != _NEVER else 0.0

@@ -156,6 +156,9 @@ class Connection:
         if self.closed:
             return len(view)
         self._now = now
+        sent = self.sender.frames
+        self._control.earn(2 * (sent - self._frames_credited))  # what we send, a peer may well answer
+        self._frames_credited = sent
         try:
             return self._receive(view)
         except ConnectionFault as fault:
@@ -270,10 +273,43 @@ class Connection:
                     stream.receiver.data_received(view[start:stop], ended)  # type: ignore[union-attr] # a live stream has its receiver
                     pos = stop
                     continue
+            elif (
+                kind == 8 and length == 4 and stop <= end and self._block is None
+                and self._window_opened(stream_id, view, start)
+            ):  # fmt: skip
+                pos = stop
+                continue
             used = self._frame(view, pos, kind, flags, stream_id & frames.MAX_STREAM_ID, length)
             if used < 0:
                 return pos
             pos = used
+
+    def _window_opened(self, stream_id: int, view: memoryview, start: int) -> bool:
+        """Take in a WINDOW_UPDATE, of which clients send one or two for each reply. False where `_on_window_update` must look at it."""
+        control = self._control
+        if control.left < 1 or not self.greeted:
+            return False
+        increment = frames.LONG.unpack_from(view, start)[0]
+        sender = self.sender
+        if stream_id == 0:
+            if not 0 < increment <= frames.MAX_WINDOW - sender.window:
+                return False
+            control.left -= 1
+            sender.window += increment
+            if sender.queued_bytes:
+                sender.pump()
+            return True
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self.last_stream_id or not stream_id & 1:
+                return False
+            control.left -= 1
+            return True
+        if stream.queue or not 0 < increment <= frames.MAX_WINDOW - stream.send_window:
+            return False
+        control.left -= 1
+        stream.send_window += increment
+        return True
 
     def _read_preface(self, view: memoryview) -> int:
         expected = self._preface_left
@@ -605,10 +641,7 @@ class Connection:
     # Ends ------------------------------------------------------------
 
     def _charge(self, cost: int) -> None:
-        """The peer sent something that carries no request: it pays, with what we sent to it as income."""
-        sent = self.sender.frames
-        self._control.left += 2 * (sent - self._frames_credited)
-        self._frames_credited = sent
+        """The peer sent something that carries no request."""
         self._control.spend(cost, self._now)
 
     def _state_of_unknown(self, stream_id: int) -> int:
@@ -623,7 +656,7 @@ class Connection:
     def _we_ended(self, stream: Stream) -> None:
         """Our END_STREAM went out: the stream is over, or its peer is told to send no more."""
         if stream.state == CLOSED:
-            self._resets.left += 1
+            self._resets.earn(1)
             self._remove(stream)
         elif stream.content_left is None:
             self.reset(stream, ErrorCode.NO_ERROR)

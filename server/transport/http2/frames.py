@@ -48,7 +48,7 @@ DEFAULT_FRAME_SIZE: Final = 16_384
 LARGEST_FRAME_SIZE: Final = 2**24 - 1
 
 _SETTING: Final = Struct(">HL")
-_LONG: Final = Struct(">L")
+LONG: Final = Struct(">L")
 _FRAME_WITH_LONG: Final = Struct(">HBBBLL")
 _GOAWAY: Final = Struct(">LL")
 
@@ -74,7 +74,7 @@ def parse_settings(payload: memoryview) -> list[tuple[int, int]]:
 
 def parse_long(payload: memoryview) -> int:
     """The one 32-bit number of a RST_STREAM or WINDOW_UPDATE payload, or a PRIORITY dependency."""
-    number: int = _LONG.unpack_from(payload)[0]
+    number: int = LONG.unpack_from(payload)[0]
     return number
 
 

@@ -107,7 +107,7 @@ class Decoder:
     equal fields.
     """
 
-    __slots__ = ("_capacity", "_ceiling", "_dynamic", "_size", "generation", "max_list_bytes", "overflowed")
+    __slots__ = ("_capacity", "_ceiling", "_dynamic", "_size", "generation", "literals", "max_list_bytes", "overflowed")
 
     def __init__(self, *, max_list_bytes: int, table_bytes: int = DEFAULT_TABLE_BYTES) -> None:
         self._ceiling = table_bytes
@@ -116,6 +116,8 @@ class Decoder:
         self._size = 0
         self.generation = 0
         self.max_list_bytes = max_list_bytes
+        self.literals: list[int] = []
+        """Where in the last block's fields those stand that were spelt out, not taken from a table."""
         self.overflowed = False
         """Whether the last block held more than `max_list_bytes`; the fields beyond were dropped."""
 
@@ -132,21 +134,32 @@ class Decoder:
 
     def _decode(self, block: bytes) -> list[Field]:
         fields: list[Field] = []
+        self.literals = literals = []
+        dynamic = self._dynamic
         room = self.max_list_bytes
         pos = 0
         while pos < len(block):
             first = block[pos]
-            if first >= 0x80:
-                index, pos = (first & 0x7F, pos + 1) if first < 0xFF else _integer(block, pos, 7)
-                field = self._entry(index)
+            if first > 0x80:
+                if first < 0xFF:
+                    index = first & 0x7F
+                    pos += 1
+                else:
+                    index, pos = _integer(block, pos, 7)
+                back = index - _DYNAMIC_FROM + 1
+                field = dynamic[-back] if 0 < back <= len(dynamic) else self._entry(index)
+            elif first == 0x80:
+                raise HpackError("index 0 is in no table")
             elif first >= 0x40:
                 field, pos = self._literal(block, pos, 6)
                 self._insert(field)
+                literals.append(len(fields))
             elif first >= 0x20:
                 pos = self._resize(block, pos, allowed=not fields)
                 continue
             else:
                 field, pos = self._literal(block, pos, 4)
+                literals.append(len(fields))
             room -= len(field[0]) + len(field[1]) + _ENTRY_OVERHEAD
             if room >= 0:
                 fields.append(field)

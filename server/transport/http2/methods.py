@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from server.transport.http2 import blocking
-from server.transport.http2.call import EOF, Call
+from server.transport.http2.call import Call
 from server.transport.http2.metadata import InvalidMetadata
 
 _log = logging.getLogger(__name__)
@@ -44,11 +44,8 @@ class RequestIterator:
     def __aiter__(self) -> RequestIterator:
         return self
 
-    async def __anext__(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
-        message = await self._call.read()
-        if message is EOF:
-            raise StopAsyncIteration
-        return message
+    def __anext__(self) -> Awaitable[Any]:
+        return self._call.next_request()
 
 
 class Method:

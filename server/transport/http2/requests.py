@@ -1,23 +1,23 @@
 """Reads request heads: header blocks in, one frozen `RequestHead` out (RFC 9113, section 8; gRPC over HTTP2).
 
 A block that leaves the dynamic table alone means the same until the table changes, so its head is remembered by
-its bytes: on a warm connection most requests cost one dictionary look-up.
+its bytes: on a warm connection most requests cost one dictionary look-up. Where a client spells out what differs
+from call to call (a timeout, a trace id), the head of all the rest is remembered instead, as a template.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.transport.http2.hpack import Decoder, Field
-from server.transport.http2.metadata import Metadata, decode_pair, parse_timeout_s
+from server.transport.http2.metadata import Metadata, Metadatum, decode_pair, parse_timeout_s
 
-_REMEMBERED_BLOCKS: Final = 64
+_REMEMBERED: Final = 64
 _LONGEST_REMEMBERED: Final = 1024
 
 _NAME: Final = re.compile(rb"[0-9a-z!#$%&'*+.^_`|~-]+")
-_ILLEGAL_VALUE: Final = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
+_VALUE: Final = re.compile(rb"(?:[^\x00\r\n \t](?:[^\x00\r\n]*[^\x00\r\n \t])?)?")
 
 _CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
@@ -32,19 +32,18 @@ class MalformedRequest(ValueError):
     """A header list that HTTP/2 does not allow: a stream error of type PROTOCOL_ERROR."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """What a request's HEADERS said, as a gRPC server needs it."""
 
+    timeout_s: float | None
+    metadata: Metadata
     method: bytes
     path: bytes
     authority: bytes
-    timeout_s: float | None
     encoding: bytes
     """Compression of the request's messages; empty: identity."""
     accepted_encodings: frozenset[bytes]
     content_length: int | None
-    metadata: Metadata
     complaint: str
     """Why no servicer may see this request though HTTP/2 allows it: answered with status INTERNAL."""
     oversized: bool
@@ -65,7 +64,7 @@ def _check_field(name: bytes, value: bytes) -> None:
         raise MalformedRequest(f"field name {name!r}")
     if name in _CONNECTION_SPECIFIC:
         raise MalformedRequest(f"connection-specific field {name!r}")
-    if _ILLEGAL_VALUE.search(value):
+    if not _VALUE.fullmatch(value):
         raise MalformedRequest(f"value of field {name!r}")
     if name == b"te" and value != b"trailers":
         raise MalformedRequest("te other than trailers")
@@ -146,43 +145,93 @@ def check_trailers(fields: list[Field]) -> None:
         _check_field(name, value)
 
 
-class HeadReader:
-    """Decodes the header blocks of one connection, remembering heads by the bytes of their blocks."""
+def fill_in(template: RequestHead, fields: list[Field]) -> RequestHead | None:
+    """`template` with `fields` added; None where they are not simply a timeout and further metadata.
 
-    __slots__ = ("_decoder", "_known")
+    MalformedRequest where HTTP/2 forbids one of them.
+    """
+    timeout_s = template.timeout_s
+    added: list[Metadatum] = []
+    for name, value in fields:
+        if name == b"grpc-timeout":
+            timeout_s = parse_timeout_s(value)
+            if timeout_s is None:
+                return None
+        elif name in _NOT_METADATA or name.startswith(b":") or name.endswith(b"-bin"):
+            return None
+        else:
+            _check_field(name, value)
+            added.append(decode_pair(name, value))
+    return RequestHead(timeout_s, (*template.metadata, *added), *template[2:])
+
+
+class HeadReader:
+    """Decodes the header blocks of one connection, remembering what it can of their heads."""
+
+    __slots__ = ("_decoder", "_known", "_templates")
 
     def __init__(self, *, max_list_bytes: int) -> None:
         self._decoder = Decoder(max_list_bytes=max_list_bytes)
         self._known: dict[bytes, RequestHead] = {}
+        self._templates: dict[tuple[Field, ...], RequestHead | None] = {}
 
     def read(self, block: bytes) -> RequestHead:
         """The head that `block` encodes. HpackError or MalformedRequest where there is none."""
         head = self._known.get(block)
         if head is not None:
             return head
-        before = self._decoder.generation
-        fields = self._decoder.decode(block)
-        if self._decoder.generation != before:
-            self._known.clear()
-            return parse_head(fields, oversized=self._decoder.overflowed)
-        head = parse_head(fields, oversized=self._decoder.overflowed)
-        if len(block) <= _LONGEST_REMEMBERED:
-            if len(self._known) >= _REMEMBERED_BLOCKS:
+        decoder = self._decoder
+        fields, changed = self._decode(block)
+        if decoder.literals and not decoder.overflowed:
+            return self._from_template(fields, decoder.literals) or parse_head(fields)
+        head = parse_head(fields, oversized=decoder.overflowed)
+        if not changed and len(block) <= _LONGEST_REMEMBERED:
+            if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[block] = head
         return head
 
     def read_trailers(self, block: bytes) -> None:
         """Decode a block of trailers, keeping the table in step. HpackError or MalformedRequest as `read`."""
-        before = self._decoder.generation
-        fields = self._decoder.decode(block)
-        if self._decoder.generation != before:
-            self._known.clear()
-        check_trailers(fields)
+        check_trailers(self._decode(block)[0])
 
     def skip(self, block: bytes) -> None:
         """Decode a block nobody will see, only to keep the table in step. HpackError as `read`."""
+        self._decode(block)
+
+    def _decode(self, block: bytes) -> tuple[list[Field], bool]:
+        """The fields of a block, and whether it changed the dynamic table, which voids what was remembered."""
         before = self._decoder.generation
-        self._decoder.decode(block)
-        if self._decoder.generation != before:
-            self._known.clear()
+        fields = self._decoder.decode(block)
+        if self._decoder.generation == before:
+            return fields, False
+        self._known.clear()
+        return fields, True
+
+    def _from_template(self, fields: list[Field], literals: list[int]) -> RequestHead | None:
+        """The head of `fields` by way of the template for all that were not spelt out; None where there is none."""
+        spelt = [fields[at] for at in literals]
+        rest = fields.copy()
+        for at in reversed(literals):
+            del rest[at]
+        first = literals[0]
+        if first < len(rest) and rest[first][0].startswith(b":"):  # a pseudo-header may follow another one only
+            return None
+        key = tuple(rest)
+        template = self._templates.get(key)
+        if template is None and key not in self._templates:
+            template = self._make_template(key)
+        if template is None or template.complaint:
+            return None
+        return fill_in(template, spelt)
+
+    def _make_template(self, key: tuple[Field, ...]) -> RequestHead | None:
+        """Remember what `key` is the head of, if it is one by itself."""
+        if len(self._templates) >= _REMEMBERED:
+            self._templates.clear()
+        try:
+            head = parse_head(list(key))
+        except MalformedRequest:
+            head = None
+        self._templates[key] = head
+        return head

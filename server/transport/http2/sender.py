@@ -34,6 +34,8 @@ OK_BLOCK: Final = literal(b"grpc-status", b"0")
 NO_TRAILERS: Final = b""
 """In place of trailers: the stream ends with its last DATA frame."""
 
+_PREFIX: Final = Struct(">BL")
+_MESSAGE_HEAD: Final = Struct(">HBBBLBL")
 _UNARY_HEAD: Final = Struct(f">HBBBL{len(RESPONSE_BLOCK)}sHBBBLBL")
 _UNARY_TAIL: Final = Struct(f">HBBBL{len(OK_BLOCK)}s")
 
@@ -98,7 +100,7 @@ class Sender:
         size = len(message) + _PREFIX_BYTES
         if size > self.max_frame_size or size > self.window or size > stream.send_window or self.corked or stream.queue:
             self.headers(stream, RESPONSE_BLOCK)
-            self.payload(stream, b"\x00" + len(message).to_bytes(4, "big"), message)
+            self.message(stream, 0, message)
             self.end(stream, OK_BLOCK)
             return
         self.window -= size
@@ -125,6 +127,24 @@ class Sender:
         if end_stream:
             self._ended(stream)
         self._announce()
+
+    def message(self, stream: Stream, compressed: int, message: bytes) -> None:
+        """Send one gRPC message, now as far as windows allow; the rest waits its turn."""
+        size = len(message) + _PREFIX_BYTES
+        if size > self.max_frame_size or size > self.window or size > stream.send_window or self.corked or stream.queue:
+            self.payload(stream, _PREFIX.pack(compressed, len(message)), message)
+            return
+        self.window -= size
+        stream.send_window -= size
+        self.ready_bytes += size
+        self.frames += 1
+        self.chunks += (
+            _MESSAGE_HEAD.pack(size >> 8, size & 0xFF, DATA, 0, stream.id, compressed, size - _PREFIX_BYTES),
+            message,
+        )
+        if not self.announced:
+            self.announced = True
+            self._on_output()
 
     def payload(self, stream: Stream, *parts: bytes, last: bool = False) -> None:
         """Send `parts` as DATA, now as far as windows allow; the rest waits its turn. Last: END_STREAM follows them."""
