@@ -207,6 +207,7 @@ class Server:
     async def drain(self) -> None:
         """Take nothing new, answer what can be answered in time, tell the rest, free everything."""
         self.lifecycle.advance(Phase.DRAINING)
+        self.health.close()
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)

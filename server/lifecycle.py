@@ -35,12 +35,15 @@ class Lifecycle:
     def __init__(self, changed: Callable[[Phase], None] = lambda _: None) -> None:
         self.phase = Phase.STARTING
         self._changed = changed
+        self._draining = asyncio.Event()
 
     def advance(self, phase: Phase) -> None:
         """Go on to the next phase. Raises ValueError for any other; a start that fails may go on to the end."""
         if NEXT.get(self.phase) is not phase and not (self.phase is Phase.STARTING and phase is Phase.DRAINING):
             raise ValueError(f"a server that is {self.phase.value} cannot go on to {phase.value}")
         self.phase = phase
+        if phase is Phase.DRAINING:
+            self._draining.set()
         self._changed(phase)
 
     @property
@@ -56,7 +59,11 @@ class Lifecycle:
     @property
     def draining(self) -> bool:
         """Whether it takes nothing new."""
-        return self.phase in (Phase.DRAINING, Phase.STOPPED)
+        return self._draining.is_set()
+
+    async def wait_draining(self) -> None:
+        """Return once nothing new is taken."""
+        await self._draining.wait()
 
 
 @contextlib.asynccontextmanager

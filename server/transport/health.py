@@ -31,6 +31,7 @@ class HealthService(HealthServicer):  # type: ignore[misc]  # the library has no
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
+        self._closed = False
 
     def set(self, service: str, serving: bool | None) -> None:
         """Whether a service takes calls; None when it is no longer known."""
@@ -38,6 +39,14 @@ class HealthService(HealthServicer):  # type: ignore[misc]  # the library has no
             self._serving.pop(service, None)
         else:
             self._serving[service] = serving
+        self._wake()
+
+    def close(self) -> None:
+        """End all watches, each with its last word: they would hold up a drain."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
         # All who wait wake up and look; those who come later wait for the next change.
         self._changed.set()
         self._changed = asyncio.Event()
@@ -59,4 +68,6 @@ class HealthService(HealthServicer):  # type: ignore[misc]  # the library has no
             if status != last:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status)
+            if self._closed:
+                await context.abort(StatusCode.UNAVAILABLE, "the server is shutting down")
             await changed.wait()

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 from google.protobuf import json_format
 from grpc import StatusCode
@@ -45,6 +45,8 @@ EXTENSIONS: Final = (
 STREAM_WINDOW: Final = 128
 """Most requests of one stream in work at a time; the next is read when the oldest has been answered."""
 
+FINAL_WANTED: Final = "triton_enable_empty_final_response"
+GOING_AWAY: Final = "the server is shutting down"
 NO_CUDA: Final = "CUDA shared memory needs a server with a GPU"
 
 
@@ -99,6 +101,7 @@ class Lifecycle(Protocol):
     def ready(self) -> bool: ...
     @property
     def draining(self) -> bool: ...
+    async def wait_draining(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,10 @@ class ServiceOptions:
     """`ServerMetadata.name`; some clients insist on "triton"."""
     version: str = "0"
     status_codes: StatusCodes = StatusCodes.KAIROS
+
+
+_Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None]"
+"""Of one stream, in the order of its requests; None at the end."""
 
 
 def answering(handler: Callable[[Any, _Request, Call], Awaitable[_Response]]) -> Any:
@@ -160,36 +167,36 @@ class InferenceService(GRPCInferenceServiceServicer):
         An error is an answer like any other, unless the caller's `triton_grpc_error: true` asks for the status.
         """
         as_status = ("triton_grpc_error", "true") in (tuple(pair) for pair in context.invocation_metadata() or ())
-        answers: asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None]
-        answers = asyncio.Queue(STREAM_WINDOW)
+        answers: _Answers = asyncio.Queue(STREAM_WINDOW)
         reader = asyncio.create_task(self._read_stream(request_iterator, context, answers))
+        ending = asyncio.create_task(self._end_stream(reader, answers))
         try:
             while (item := await answers.get()) is not None:
                 request, task = item
                 try:
                     response = await task
-                except InferError as error:
+                except Exception as error:  # noqa: BLE001  (as in ModelInfer)
                     if as_status:
                         await self.abort(context, error, request.id)
-                    failure = pb.ModelStreamInferResponse(error_message=text_of(error, request.id))
+                    failure = pb.ModelStreamInferResponse(error_message=text_of(_known(error), request.id))
                     failure.infer_response.id = request.id
                     yield failure
                     continue
-                if "triton_enable_empty_final_response" in request.parameters:
+                if FINAL_WANTED in request.parameters and request.parameters[FINAL_WANTED].bool_param:
                     response.parameters["triton_final_response"].bool_param = True
                 yield pb.ModelStreamInferResponse(infer_response=response)
+            if reader.cancelled():
+                await self.abort(context, Draining(GOING_AWAY))
             await reader
         finally:
+            ending.cancel()
             reader.cancel()
             while not answers.empty():
                 if (left := answers.get_nowait()) is not None:
                     left[1].cancel()
 
     async def _read_stream(
-        self,
-        requests: AsyncIterator[pb.ModelInferRequest],
-        context: Call,
-        answers: asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None],
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: Call, answers: _Answers
     ) -> None:
         try:
             async for request in requests:
@@ -204,9 +211,16 @@ class InferenceService(GRPCInferenceServiceServicer):
             raise
         await answers.put(None)
 
+    async def _end_stream(self, reader: asyncio.Task[None], answers: _Answers) -> None:
+        """Once the server drains, take nothing more from a stream that its client would hold open."""
+        await self._lifecycle.wait_draining()
+        reader.cancel()
+        await asyncio.wait((reader,))
+        await answers.put(None)
+
     async def _infer(self, request: pb.ModelInferRequest, context: Call) -> pb.ModelInferResponse:
         if self._lifecycle.draining:
-            raise Draining("the server is shutting down")
+            raise Draining(GOING_AWAY)
         with self._models.borrow(request.model_name, request.model_version) as model:
             try:
                 asked, plans, batched = self._read(request, context, model)
@@ -431,11 +445,15 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def abort(self, context: Call, error: Exception, request_id: str = "") -> NoReturn:
         """End the call with the error's status; anything but an InferError is a fault of ours, and logged."""
-        if not isinstance(error, InferError):
-            log.error("a call failed in the server", exc_info=error)
-            error = EngineFailed(f"internal error: {type(error).__name__}")
-        code = self._options.status_codes.code(error)
-        await context.abort(code, text_of(error, request_id), trailers_of(error))
+        known = _known(error)
+        await context.abort(self._options.status_codes.code(known), text_of(known, request_id), trailers_of(known))
+
+
+def _known(error: Exception) -> InferError:
+    if isinstance(error, InferError):
+        return error
+    log.error("a call failed in the server", exc_info=error)
+    return EngineFailed(f"internal error: {type(error).__name__}")
 
 
 def _trace(context: Call) -> str:
