@@ -40,6 +40,7 @@ class RunningServer:
     log: list[str] = field(default_factory=list)
     url: str = ""
     metrics_url: str = ""
+    signalled: bool = False
 
     def __post_init__(self) -> None:
         self._heard = threading.Condition()
@@ -75,6 +76,7 @@ class RunningServer:
 
     def send(self, number: signal.Signals) -> None:
         """Send the process a signal."""
+        self.signalled = True
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -106,7 +108,7 @@ def running_server(
         server.url = ready["url"]
         server.metrics_url = f"http://127.0.0.1:{ready['metrics']}/metrics"
         yield server
-        if server.process.poll() is None:
+        if not server.signalled:
             server.send(signal.SIGTERM)
         status = server.wait()
         assert status == 0, f"exit status {status}:\n{server.text}"
