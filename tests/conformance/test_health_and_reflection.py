@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.conformance.tools import tool
+from tests.support.tools import program
 from tests.support import onnx_models
 from tests.support.repositories import ONE_ENGINE
 from tests.support.servers import RunningServer, running_server
@@ -100,7 +100,7 @@ def test_reflection_of_the_unknown(channel: grpc.Channel) -> None:
 
 def grpcurl(server: RunningServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     *options, method = arguments
-    command = [tool("grpcurl"), "-plaintext", *options, server.url, method]
+    command = [program("grpcurl"), "-plaintext", *options, server.url, method]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -124,6 +124,6 @@ def test_grpcurl_learns_the_protocol_from_the_server(server: RunningServer) -> N
 
 @pytest.mark.parametrize(("service", "status"), [("", 0), ("simple", 0), ("nowhere", 3)])
 def test_grpc_health_probe(server: RunningServer, service: str, status: int) -> None:
-    command = [tool("grpc-health-probe"), "-addr", server.url, "-service", service]
+    command = [program("grpc-health-probe"), "-addr", server.url, "-service", service]
     probed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert probed.returncode == status, probed.stderr
