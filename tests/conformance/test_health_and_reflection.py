@@ -16,10 +16,10 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.support.tools import program
 from tests.support import onnx_models
 from tests.support.repositories import ONE_ENGINE
 from tests.support.servers import RunningServer, running_server
+from tests.support.tools import program
 
 pytestmark = pytest.mark.integration
 
