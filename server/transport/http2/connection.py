@@ -285,7 +285,10 @@ class Connection:
             pos = used
 
     def _window_opened(self, stream_id: int, view: memoryview, start: int) -> bool:
-        """Take in a WINDOW_UPDATE, of which clients send one or two for each reply. False where `_on_window_update` must look at it."""
+        """Take in a WINDOW_UPDATE; clients send one or two for each reply.
+
+        False, and nothing done, where `_on_window_update` must look at it.
+        """
         control = self._control
         if control.left < 1 or not self.greeted:
             return False
