@@ -34,10 +34,11 @@ class Budget:
     def spend(self, cost: int, now: float) -> None:
         """Take `cost` tokens. ConnectionFault(ENHANCE_YOUR_CALM) when there are too few."""
         self.left -= cost
+        if self._filled_at == _NEVER:
+            self._filled_at = now
         if self.left >= 0:
             return
-        since = min(now - self._filled_at, self.burst / self.per_s) if self._filled_at != _NEVER else 0.0
-        self.left += since * self.per_s
+        self.left = min(self.left + (now - self._filled_at) * self.per_s, self.burst)
         self._filled_at = now
         if self.left < 0:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many {self.what}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from server.transport.http2 import frames
 from server.transport.http2.frames import DATA, END_HEADERS, END_STREAM, HEADERS
 from server.transport.http2.hpack import literal
-from server.transport.http2.streams import AFTER_WE_ENDED, CLOSED, Stream
+from server.transport.http2.streams import AFTER_WE_ENDED, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,5 +269,4 @@ class Sender:
 
     def _ended(self, stream: Stream) -> None:
         stream.state = AFTER_WE_ENDED[stream.state]
-        if stream.state == CLOSED:
-            self._on_end(stream)
+        self._on_end(stream)

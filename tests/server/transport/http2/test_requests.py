@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import hpack
+
+from server.transport.http2.requests import HeadReader, parse_head
+from tests.support.http2_peer import GRPC
+
+PLAIN = [(name.encode(), value.encode()) for name, value in GRPC]
+
+
+def reader() -> HeadReader:
+    return HeadReader(max_list_bytes=16_384)
+
+
+def test_a_repeated_block_gives_the_very_same_head() -> None:
+    heads, encoder = reader(), hpack.Encoder()
+    first, *repeated = (heads.read(encoder.encode(GRPC)) for _ in range(4))
+    assert repeated[0] == first
+    assert repeated[2] is repeated[1]
+
+
+def test_a_remembered_block_is_forgotten_when_the_table_moves_on() -> None:
+    heads, encoder = reader(), hpack.Encoder()
+    for path in ("/a", "/b"):
+        for _ in range(3):
+            fields = [(name, path if name == ":path" else value) for name, value in GRPC]
+            assert heads.read(encoder.encode(fields)).path == path.encode()
+
+
+def test_what_is_spelt_out_is_added_to_the_template() -> None:
+    heads, encoder = reader(), hpack.Encoder()
+    for number in range(5):
+        varying = [("grpc-timeout", f"{number + 1}S"), ("x-trace", f"trace {number}")]
+        head = heads.read(encoder.encode([*GRPC, *(hpack.NeverIndexedHeaderTuple(*pair) for pair in varying)]))
+        assert head.timeout_s == number + 1
+        assert head.metadata == (("x-trace", f"trace {number}"),)
+        assert head.is_plain
+    assert len(heads._templates) <= 2
+
+
+def test_template_and_plain_parsing_agree_where_a_field_comes_early() -> None:
+    heads = reader()
+    block = hpack.Encoder().encode(GRPC)
+    heads.read(block)
+    early = b"\x00\x01a\x01b" + block  # a field before the pseudo-headers
+    try:
+        heads.read(early)
+    except ValueError as error:
+        assert "pseudo-header" in str(error)
+    else:
+        raise AssertionError("a pseudo-header after a regular field was let through")
+
+
+def test_grpc_is_recognised_by_its_content_type() -> None:
+    for content_type, expected in (
+        ("application/grpc", True),
+        ("application/grpc+proto", True),
+        ("application/grpc;charset=utf-8", True),
+        ("application/grpcx", False),
+        ("application/json", False),
+        ("", False),
+    ):
+        fields = [(n, content_type.encode() if n == b"content-type" else v) for n, v in PLAIN]
+        assert parse_head(fields).is_grpc is expected
+
+
+def test_te_may_be_missing() -> None:
+    assert parse_head([field for field in PLAIN if field[0] != b"te"]).is_plain
+
+
+def test_wrong_grpc_headers_are_complaints() -> None:
+    assert "grpc-timeout" in parse_head([*PLAIN, (b"grpc-timeout", b"soon")]).complaint
+    assert "base64" in parse_head([*PLAIN, (b"x-bin", b"!!!")]).complaint
