@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
-import grpc.aio
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from server.transport.http2.call import EOF, Call
-    from server.transport.http2.metadata import MetadataLike
+from server.transport.http2.call import EOF, Call
+from server.transport.http2.metadata import MetadataLike
 
 _T = TypeVar("_T")
 _END: Final = object()

@@ -661,7 +661,7 @@ class Connection:
         if stream.state == CLOSED:
             self._resets.earn(1)
             self._remove(stream)
-        elif stream.content_left is None:
+        elif not stream.patient:
             self.reset(stream, ErrorCode.NO_ERROR)
 
     def _remove(self, stream: Stream) -> None:

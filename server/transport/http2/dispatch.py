@@ -171,6 +171,7 @@ def refuse(host: Host, stream: Stream, code: grpc.StatusCode, details: str, extr
 
 def refuse_http(host: Host, stream: Stream, block: bytes) -> Receiver:
     """Answer somebody who does not speak gRPC."""
+    stream.patient = True
     host.connection.sender.headers(stream, block)
     host.connection.sender.payload(stream, _EXPLANATION, last=True)
     return _REFUSED

@@ -60,6 +60,7 @@ class Stream:
     __slots__ = (
         "content_left",
         "id",
+        "patient",
         "queue",
         "queued_bytes",
         "receive_window",
@@ -84,6 +85,8 @@ class Stream:
         """The header block that follows the queue."""
         self.content_left: int | None = None
         """What content-length still promises."""
+        self.patient = False
+        """Whether a request that was answered early may send its body to the end."""
 
     def __repr__(self) -> str:
         state = ("idle", "open", "half-closed (local)", "half-closed (remote)", "closed")[self.state]

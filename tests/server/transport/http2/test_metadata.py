@@ -35,7 +35,10 @@ def test_binary_values_travel_as_base64_with_or_without_padding() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("Upper", "x"), ("", "x"), ("a b", "x"), ("grpc-status", "0"), ("a", "é"), ("a", "x\n"), ("a-bin", "text"), (b"a", "x")],
+    [
+        ("Upper", "x"), ("", "x"), ("a b", "x"), ("grpc-status", "0"), ("a", "é"), ("a", "x\n"), ("a-bin", "text"),
+        (b"a", "x"),
+    ],
 )  # fmt: skip
 def test_metadata_that_grpc_does_not_allow(key: str, value: str | bytes) -> None:
     with pytest.raises(InvalidMetadata):
