@@ -229,7 +229,7 @@ class Sender:
     def _turn(self, stream: Stream) -> bool:
         """Send one frame of what `stream` has waiting. Whether it could go on at once."""
         queue = stream.queue
-        if not queue:
+        if not queue or stream.send_window <= 0:  # the peer may have shrunk it since
             return False
         room = min(self.max_frame_size, self.window, stream.send_window, _TURN_BYTES)
         parts: list[memoryview] = []

@@ -86,6 +86,18 @@ def test_payload_is_cut_by_the_initial_window() -> None:
     assert b"".join(f.payload for f in peer.read() if f.kind == DATA) == b"45"
 
 
+def test_a_stream_whose_window_shrank_while_it_waited_sends_nothing() -> None:
+    peer = Peer()
+    peer.request(1, end_stream=True)
+    peer.read()
+    peer.connection.sender.payload(peer.bodies[1].stream, bytes(70_000))  # waits for the connection's window
+    peer.write(frames.window_update(1, 1000))
+    peer.read()
+    peer.write(frames.settings([(frames.INITIAL_WINDOW_SIZE, 0)]))
+    peer.write(frames.window_update(0, 1000))
+    assert [f.kind for f in peer.read()] == [SETTINGS]
+
+
 def test_streams_take_turns_at_the_connection_window() -> None:
     peer = Peer()
     for stream_id in (1, 3):
