@@ -60,24 +60,27 @@ class Gate:
 
     def __init__(self, *, shut: bool = False) -> None:
         self.rows: list[int] = []
-        self._open = threading.Event()
+        self._passes = 0 if shut else math.inf
+        self._changed = threading.Condition()
         self._arrived = threading.Semaphore(0)
-        if not shut:
-            self.open()
 
     def __call__(self, inputs: Mapping[str, Array]) -> None:
         """For `before` of a FakeEngine."""
         self.rows.append(next(iter(inputs.values())).shape[0])
         self._arrived.release()
-        assert self._open.wait(PATIENCE_S), "nobody opened the gate"
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._passes > 0, PATIENCE_S), "nobody opened the gate"
+            self._passes -= 1
 
     def shut(self) -> None:
         """Whoever comes now waits."""
-        self._open.clear()
+        self._passes = 0
 
-    def open(self) -> None:
-        """Let all go on."""
-        self._open.set()
+    def open(self, executions: float = math.inf) -> None:
+        """Let so many go on, those who wait already included."""
+        with self._changed:
+            self._passes = executions
+            self._changed.notify_all()
 
     async def wait_arrival(self) -> None:
         """Wait until one more execution has come to the gate."""
