@@ -64,7 +64,12 @@ class EnginePool:
     async def open(self) -> None:
         """Open all engines; when one fails, close the others and raise its error."""
         workers = [self._new_worker() for _ in range(self._count)]
-        results = await asyncio.gather(*(worker.open() for worker in workers), return_exceptions=True)
+        try:
+            results = await asyncio.gather(*(worker.open() for worker in workers), return_exceptions=True)
+        except asyncio.CancelledError:
+            for worker in workers:
+                worker.retire()
+            raise
         failed = [result for result in results if result is not None]
         opened = [worker for worker, result in zip(workers, results, strict=True) if result is None]
         if failed:
@@ -138,6 +143,9 @@ class EnginePool:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_S)
                 continue
+            except asyncio.CancelledError:
+                worker.retire()
+                raise
             self._replaced += 1
             self._idle.append(worker)
             self.freed()

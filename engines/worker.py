@@ -63,9 +63,13 @@ class Worker:
         """Queue a job; callers keep at most one in a worker."""
         self._jobs.put((job, done))
 
+    def retire(self) -> None:
+        """Close the engine and end the thread once it is open and its job is done; waits for nothing."""
+        self._jobs.put(None)
+
     async def close(self) -> None:
         """Let the current job end, then close the engine and wait for the thread."""
-        self._jobs.put(None)
+        self.retire()
         await asyncio.shield(self._ended)
 
     def _run(self) -> None:
@@ -113,10 +117,14 @@ class InlineWorker:
         assert self._engine is not None
         self._loop.call_soon(done, _execute(self._engine, job, self._staging))
 
-    async def close(self) -> None:
+    def retire(self) -> None:
         """Close the engine."""
         if self._engine is not None:
             self._engine.close()
+
+    async def close(self) -> None:
+        """Close the engine."""
+        self.retire()
 
 
 def _execute(engine: Engine, job: Job, staging: Staging) -> Outcome:
