@@ -190,6 +190,7 @@ class LocalInference:
     def _finished(self, batch: Batch, started: float, outcome: Outcome) -> None:
         finished = self._loop.time()
         del self._running[id(batch)]
+        abandoned_rows = sum(member.rows for member in batch.members if member.waiter.future.done())
         # The engine gets its next batch before this one's answers are cut out.
         self._dispatch()
         failure, scatter_s = outcome.error, 0.0
@@ -198,7 +199,7 @@ class LocalInference:
         if failure is not None:
             self._recover(batch, failure)
         text = "" if failure is None else str(failure) or type(failure).__name__
-        report = self._report(batch, (started, finished, scatter_s), outcome, text)
+        report = self._report(batch, (started, finished, scatter_s), outcome, text, abandoned_rows)
         self._scheduler.learn(report)
         self._observe(report)
 
@@ -283,7 +284,9 @@ class LocalInference:
             if first.outcome is not None:
                 _tell(first, first.outcome)
 
-    def _report(self, batch: Batch, times: tuple[float, float, float], outcome: Outcome, error: str) -> BatchReport:
+    def _report(
+        self, batch: Batch, times: tuple[float, float, float], outcome: Outcome, error: str, abandoned_rows: int
+    ) -> BatchReport:
         started, finished, scatter_s = times
         members = batch.members
         return BatchReport(
@@ -301,6 +304,7 @@ class LocalInference:
             traces=tuple(trace for member in members if (trace := member.waiter.request.trace)),
             scatter_s=scatter_s,
             error=error,
+            abandoned_rows=abandoned_rows,
         )
 
 

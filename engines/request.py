@@ -17,7 +17,7 @@ Parameters: TypeAlias = Mapping[str, Parameter]
 NO_PARAMETERS: Final[Parameters] = MappingProxyType({})
 
 
-class Origin(enum.Enum):
+class Origin(enum.StrEnum):
     """Where an answer came from."""
 
     ENGINE = "engine"

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -29,10 +30,15 @@ from engines.scheduling.queue import DeadlineQueue
 from engines.validation import RequestChecker
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.pb import grpc_service_pb2, grpc_service_pb2_grpc
-from server.telemetry.exporter import ModelCollector, start_exporter
+from server.telemetry.assembly import NO_TRACING, Telemetry
+from server.telemetry.exporter import Source
 from server.telemetry.logs import LogOptions, Logs
-from server.telemetry.metered import MeteredInference, ModelMeter
-from server.telemetry.traces import TraceOptions, Tracer
+from server.telemetry.meter import ModelMeter
+from server.telemetry.models import model_metrics
+from server.telemetry.otel import Environment
+from server.telemetry.process import server_metrics
+from server.telemetry.traces import TraceOptions
+from server.telemetry.transport import transport_metrics
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
 from server.transport.model import ServedModel
@@ -61,6 +67,8 @@ class ServerOptions:
     service: ServiceOptions = field(default_factory=lambda: ServiceOptions(version=VERSION))
     logs: LogOptions = field(default_factory=LogOptions)
     traces: TraceOptions = field(default_factory=TraceOptions)
+    otel: Environment = NO_TRACING
+    """What the OTEL_* variables say."""
     metrics_port: int | None = 8002
     """Port of /metrics on the same host. 0: any free one. None: no metrics."""
     exit_timeout_s: float = 30.0
@@ -83,8 +91,8 @@ class Addresses:
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
-    def __init__(self, tracer: Tracer, cache_dir: Path | None) -> None:
-        self._tracer = tracer
+    def __init__(self, telemetry: Telemetry, cache_dir: Path | None) -> None:
+        self._telemetry = telemetry
         self._cache_dir = cache_dir
         # Models that are measured at the same time would measure each other.
         self._measuring = threading.Lock()
@@ -97,7 +105,8 @@ class ModelOpener:
         pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
         await pool.open()
         meter = ModelMeter(spec)
-        local = LocalInference(spec, pool, DeadlineQueue(definition.limits), definition.limits, meter.observe)
+        observe = self._telemetry.observer(meter)
+        local = LocalInference(spec, pool, DeadlineQueue(definition.limits), definition.limits, observe)
         try:
             await self._warm_up(definition, local)
         except BaseException:
@@ -114,7 +123,7 @@ class ModelOpener:
             config=definition.config,
             limits=definition.limits,
             default_deadline_s=definition.default_deadline_s,
-            inference=compose(local, meter, self._tracer),
+            inference=compose(local, meter, self._telemetry),
             meter=meter,
             engines=local,
         )
@@ -155,9 +164,9 @@ class ModelOpener:
                 raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
 
 
-def compose(model: Inference, meter: ModelMeter, tracer: Tracer) -> Inference:
+def compose(model: Inference, meter: ModelMeter, telemetry: Telemetry) -> Inference:
     """The layers around a model, innermost first."""
-    return MeteredInference(model, meter, tracer)
+    return telemetry.around(model, meter)
 
 
 class Transport(Protocol):
@@ -175,11 +184,10 @@ class Server:
         self.health = HealthService()
         self.lifecycle = Lifecycle(self._phase_changed)
         self.logs = Logs(options.logs)
-        self.tracer = Tracer(options.traces)
+        self.telemetry = Telemetry(options.traces, options.logs.access_rate, options.otel, self._code, VERSION)
         self.regions = SystemSharedMemory()
-        self.manager = ModelManager(options.repository, ModelOpener(self.tracer, options.cache_dir))
+        self.manager = ModelManager(options.repository, ModelOpener(self.telemetry, options.cache_dir))
         self.models = ServedModels(self.manager)
-        self._stop_exporter: Callable[[], None] = lambda: None
         self._transport: Transport | None = None
 
     async def start(self) -> Addresses:
@@ -187,15 +195,17 @@ class Server:
         options = self.options
         server, grpc_port = create_server(options.listen)
         self._transport = server
-        service = InferenceService(self.models, self.lifecycle, self.regions, self.tracer, self.logs, options.service)
+        service = InferenceService(
+            self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
+        )
         self._register(server, service)
         metrics_port = None
         if options.metrics_port is not None:
-            collector = ModelCollector(self.models.served)
-            metrics_port, self._stop_exporter = start_exporter(options.listen.host, options.metrics_port, collector)
+            metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
         # Health and metadata answer while models load; inference says that they are not ready.
         await server.start()
         self.manager.subscribe(self._model_changed)
+        self.manager.subscribe(self.telemetry.load_failures)
         failed = await self.manager.start()
         for status in failed:
             log.error("%s:%s could not be loaded: %s", status.name, status.version, status.reason)
@@ -220,13 +230,33 @@ class Server:
                 await self.manager.close()
         except TimeoutError:
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
-        self.tracer.close()
-        await asyncio.to_thread(self._stop_exporter)
+        await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
 
     def _abandon(self) -> None:
         for model in self.models.served():
             model.engines.abandon()
+
+    def _sources(self) -> list[Source]:
+        """What the exporter reads, on the event loop."""
+        time = asyncio.get_running_loop().time
+        sources: list[Source] = [
+            lambda: model_metrics(self.models.served(), self.telemetry.unrouted, time()),
+            lambda: server_metrics(VERSION, self.manager.statistics(), serving=self.lifecycle.ready),
+        ]
+        statistics = getattr(self._transport, "statistics", None)
+        if statistics is not None:  # grpcio's server keeps none
+            sources.append(lambda: transport_metrics(statistics()))
+        return sources
+
+    def _code(self, error: BaseException, outcome: str) -> int:
+        """The number of the gRPC status that a caller gets."""
+        if isinstance(error, InferError):
+            status = self.options.service.status_codes.code(error)
+        else:
+            gone = {"expired": StatusCode.DEADLINE_EXCEEDED, "cancelled": StatusCode.CANCELLED}
+            status = gone.get(outcome, StatusCode.INTERNAL)
+        return int(status.value[0])
 
     def _register(self, server: Any, service: InferenceService) -> None:  # noqa: ANN401  (either transport)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

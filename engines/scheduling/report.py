@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from engines.errors import InferError
 
 
-class ClosedBy(enum.Enum):
+class ClosedBy(enum.StrEnum):
     """Why a batch left with the rows it had."""
 
     FULL = "full"  # not one row more fits
@@ -91,6 +91,8 @@ class BatchReport:
     traces: tuple[str, ...] = ()
     error: str = ""
     """Empty when the engine answered."""
+    abandoned_rows: int = 0
+    """Of `rows`, those whose callers had left when the engine was done."""
 
 
 @dataclass(frozen=True, slots=True)

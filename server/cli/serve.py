@@ -19,7 +19,8 @@ from server.app import VERSION, Addresses, Server, ServerOptions, run
 from server.cli.settings import read_config, setting
 from server.loop import new_event_loop
 from server.telemetry.logs import FORMATS, LogOptions
-from server.telemetry.traces import LEVELS, TraceOptions
+from server.telemetry.otel import Environment, read_environment
+from server.telemetry.traces import LEVELS, MODES, TraceOptions
 from server.transport.listen import ListenOptions, TransportKind
 from server.transport.service import ServiceOptions
 from server.transport.status import StatusCodes
@@ -182,10 +183,24 @@ def default_cache_dir() -> Path:
     help="File for request traces, as JSON.",
 )
 @setting(
+    "--access-log",
+    panel="Metrics, logs and traces",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Log one in so many requests. 0: none; 1: all.",
+)
+@setting(
+    "--trace-mode",
+    panel="Metrics, logs and traces",
+    type=click.Choice(MODES),
+    show_default="opentelemetry if OTEL_* variables name an exporter, else triton",
+    help="Where traces go: `triton` to the trace file, `opentelemetry` to the exporter.",
+)
+@setting(
     "--trace-level",
     panel="Metrics, logs and traces",
     type=click.Choice(LEVELS),
-    default="OFF",
+    show_default="TIMESTAMPS in mode opentelemetry, else OFF",
     help="What is traced; TraceSetting changes it.",
 )
 @setting(
@@ -211,18 +226,18 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
     - `kairos serve --model-repository /models --host 0.0.0.0 --model-control-mode poll`
     - `KAIROS_GRPC_PORT=9001 kairos serve --config kairos.toml`
     """
-    options = options_of(values)
     try:
+        options = options_of(values, read_environment(os.environ))
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(run(options, announce))
-    except (InferError, OSError) as error:
+    except (InferError, OSError, ValueError) as error:
         Console(stderr=True).print(f"[bold red]kairos cannot start:[/] {error}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def options_of(values: dict[str, Any]) -> ServerOptions:
+def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
     """The settings, each in the options of the component that obeys it."""
     return ServerOptions(
         repository=RepositoryOptions(
@@ -246,17 +261,29 @@ def options_of(values: dict[str, Any]) -> ServerOptions:
             file=values["log_file"],
             info=values["log_info"],
             verbose=values["log_verbose"],
+            access_rate=values["access_log"],
         ),
-        traces=TraceOptions(
-            file=values["trace_file"],
-            level=values["trace_level"],
-            rate=values["trace_rate"],
-            count=values["trace_count"],
-        ),
+        traces=_trace_options(values, otel),
+        otel=otel,
         metrics_port=values["metrics_port"] if values["allow_metrics"] else None,
         exit_timeout_s=values["exit_timeout_secs"],
         exit_on_error=values["exit_on_error"],
         cache_dir=values["cache_dir"],
+    )
+
+
+def _trace_options(values: dict[str, Any], otel: Environment) -> TraceOptions:
+    mode = values["trace_mode"] or ("opentelemetry" if otel.tracing else "triton")
+    if mode == "opentelemetry" and not otel.tracing:
+        raise ValueError("trace mode opentelemetry needs an exporter: set OTEL_EXPORTER_OTLP_ENDPOINT")
+    return TraceOptions(
+        mode=mode,
+        file=values["trace_file"],
+        level=values["trace_level"] or ("TIMESTAMPS" if mode == "opentelemetry" else "OFF"),
+        rate=values["trace_rate"],
+        ratio=otel.ratio,
+        parent_based=otel.parent_based,
+        count=values["trace_count"],
     )
 
 

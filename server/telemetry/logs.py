@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from engines.errors import InvalidRequest
+from server.telemetry.context import REQUEST, read_traceparent
 
 FORMATS: Final = ("auto", "text", "json", "rich")
 ROOTS: Final = ("server", "engines")
@@ -33,6 +34,8 @@ class LogOptions:
     error: bool = True
     verbose: int = 0
     """0: what an operator wants to read; 1 and up: what a developer does."""
+    access_rate: int = 0
+    """One in so many requests of a model gets a line when it ends. 0: none; 1: all."""
 
     def allows(self, level: int) -> bool:
         """Whether a line of this level is written."""
@@ -53,6 +56,7 @@ class Logs:
         """Send all log lines of the process the way the options say."""
         handler = _handler(self._options)
         handler.addFilter(lambda record: self._options.allows(record.levelno))
+        handler.addFilter(_tell_request)
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
         self._set_level()
 
@@ -95,21 +99,45 @@ def _changed(options: LogOptions, name: str, value: object) -> LogOptions:
     raise InvalidRequest(f"unknown log setting or wrong type: '{name}' = {value!r}")
 
 
+def _tell_request(record: logging.LogRecord) -> bool:
+    """Let a line say which request it is about, if it is written on behalf of one."""
+    request = REQUEST.get()
+    if request is not None:
+        record.model = request.model
+        record.version = request.version
+        if request.id:
+            record.request_id = request.id
+        if (trace := read_traceparent(request.trace)) is not None:
+            record.trace_id = trace.trace_id
+    return True
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people, with the request's model, identifier and trace at their end."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
+        """See Formatter.formatMessage."""
+        line = super().formatMessage(record)
+        told = record.__dict__
+        if "model" not in told:
+            return line
+        rest = "".join(f" {name[:-3]}={told[name]}" for name in ("request_id", "trace_id") if name in told)
+        return f"{line} [{told['model']}:{told['version']}{rest}]"
+
+
 def _handler(options: LogOptions) -> logging.Handler:
     style = options.format
     if style == "auto":
         style = "rich" if options.file is None and sys.stderr.isatty() else "text"
+    handler: logging.Handler
     if style == "rich" and options.file is None:
-        return RichHandler(console=Console(stderr=True), show_path=False, markup=False, rich_tracebacks=True)
+        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False, rich_tracebacks=True)
+        handler.setFormatter(TextFormatter("{message}", style="{"))
+        return handler
     handler = logging.StreamHandler() if options.file is None else logging.FileHandler(options.file)
     if style == "json":
-        handler.setFormatter(
-            JsonFormatter(
-                "{asctime}{levelname}{name}{message}",
-                style="{",
-                rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-            )
-        )
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=names))
     else:
-        handler.setFormatter(logging.Formatter("{asctime} {levelname:<7} {message}", style="{"))
+        handler.setFormatter(TextFormatter("{asctime} {levelname:<7} {message}", style="{"))
     return handler

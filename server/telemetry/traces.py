@@ -1,41 +1,73 @@
-"""Triton's trace files: the timestamps of sampled requests, as JSON, switched on and off by the TraceSetting RPC.
+"""Which requests are traced, and where their traces go: Triton's trace files, or OpenTelemetry.
 
-Where the file lies is decided at start only: whoever may call an RPC should not get to choose files to write.
+The TraceSetting RPC changes everything here but where files lie: whoever may call an RPC should not get to choose
+files to write.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol
 
 from engines.errors import InvalidRequest
 from engines.request import InferRequest, InferResponse
-
-log = logging.getLogger(__name__)
+from engines.scheduling.report import BatchReport
+from server.telemetry.context import read_traceparent
+from server.telemetry.tracefiles import FileTrace, TraceFiles
 
 LEVELS: Final = ("OFF", "TIMESTAMPS")
-_Event: TypeAlias = dict[str, Any]
+MODES: Final = ("triton", "opentelemetry")
+
+
+class Trace(Protocol):
+    """A request that is being traced."""
+
+    @property
+    def request(self) -> InferRequest:
+        """What goes on to the layers below, its `trace` pointing to this trace."""
+        ...
+
+    @property
+    def trace_id(self) -> str:
+        """What exemplars point to; empty when nobody else can look it up."""
+        ...
+
+    def answered(self, response: InferResponse, now: float) -> None: ...
+    def failed(self, error: BaseException, outcome: str, now: float) -> None: ...
+
+
+class Spans(Protocol):
+    """Makes OpenTelemetry spans of requests and batches."""
+
+    def begin(self, request: InferRequest, began: float) -> Trace: ...
+    def batch(self, report: BatchReport) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOptions:
     """Which requests are traced."""
 
+    mode: str = "triton"
+    """`triton`: timestamps go to `file`; `opentelemetry`: spans go to the exporter."""
     file: Path | None = None
-    """Where traces are written; with `log_frequency`, `.0`, `.1`, ... are appended. None: nothing is traced."""
+    """Where mode triton writes; with `log_frequency`, `.0`, `.1`, ... are appended. None: nothing is written."""
     level: str = "OFF"
     """`OFF`, or `TIMESTAMPS` for the times of each phase."""
     rate: int = 1000
     """One in so many requests of a model is traced. 1: all."""
+    ratio: float | None = None
+    """Mode opentelemetry: share of the requests that is traced, where one in `rate` cannot say it."""
+    parent_based: bool = True
+    """Mode opentelemetry: whether callers that trace decide for their requests."""
     count: int = -1
     """How many more requests are traced. -1: without end; 0: none."""
     log_frequency: int = 0
-    """Start a new file after so many traces. 0: one file."""
+    """Mode triton: start a new file after so many traces. 0: one file."""
 
     def changed(self, changes: Mapping[str, Sequence[str]], default: TraceOptions) -> TraceOptions:
         """With these settings changed; an empty list puts the default back.
@@ -49,151 +81,134 @@ class TraceOptions:
 
     def as_settings(self) -> dict[str, list[str]]:
         """Under the protocol's names."""
+        rate = self.rate if not self.ratio else max(1, round(1 / self.ratio))
         return {
             "trace_level": [self.level],
-            "trace_rate": [str(self.rate)],
+            "trace_rate": [str(rate)],
             "trace_count": [str(self.count)],
             "log_frequency": [str(self.log_frequency)],
             "trace_file": [str(self.file or "")],
-            "trace_mode": ["triton"],
+            "trace_mode": [self.mode],
         }
+
+    @property
+    def share(self) -> float:
+        """Share of the requests that is traced."""
+        return 1.0 / self.rate if self.ratio is None else self.ratio
 
     def _with(self, name: str, values: list[str], default: TraceOptions) -> TraceOptions:
         if name == "trace_level":
-            return replace(self, level=_level(values) if values else default.level)
+            return replace(self, level=_one_of(name, values[-1].upper(), LEVELS) if values else default.level)
         if name == "trace_rate":
-            return replace(self, rate=_whole(name, values, 1) if values else default.rate)
+            if not values:
+                return replace(self, rate=default.rate, ratio=default.ratio)
+            return replace(self, rate=_whole(name, values, 1), ratio=None)
         if name == "trace_count":
             return replace(self, count=_whole(name, values, -1) if values else default.count)
         if name == "log_frequency":
             return replace(self, log_frequency=_whole(name, values, 0) if values else default.log_frequency)
+        if name == "trace_mode":
+            return replace(self, mode=_one_of(name, values[-1], MODES) if values else default.mode)
         if name == "trace_file":
             raise InvalidRequest("trace_file is set when the server starts and cannot be changed by a call")
-        if name == "trace_mode" and values in ([], ["triton"]):
-            return self
         raise InvalidRequest(f"unknown or unsupported trace setting '{name}' = {values}")
 
 
 @dataclass(slots=True)
-class _Recorder:
-    """The traces of one scope, and what is still to be written."""
+class _Scope:
+    """The settings of one model, or of all that have none of their own, and how far they have got."""
 
     options: TraceOptions
     seen: int = 0
-    written: int = 0
-    events: list[_Event] = field(default_factory=list)
+    begun: int = 0
 
 
 class Tracer:
-    """Samples requests and writes their timestamps. Used from the event loop; files are written in a thread."""
+    """Decides at the start of a request whether it is traced. Used from the event loop."""
 
-    def __init__(self, options: TraceOptions) -> None:
+    def __init__(
+        self, options: TraceOptions, spans: Spans | None = None, draw: Callable[[], float] = random.random
+    ) -> None:
+        """Make it with `spans` for mode opentelemetry, and `draw` for numbers in [0, 1) that decide."""
         self._at_start = options
-        self._global = _Recorder(options)
-        self._models: dict[str, _Recorder] = {}
-        self._next_id = 0
-        self._files: dict[Path, list[_Event]] = {}
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="traces")
+        self._all = _Scope(options)
+        self._models: dict[str, _Scope] = {}
+        self._files = TraceFiles()
+        self._spans = spans
+        self._draw = draw
         self.sampling = self._any_sampling()
+        """Whether `begin` has anything to decide."""
 
     def update(self, changes: Mapping[str, Any], model: str = "") -> None:
-        """Change settings of one model, or of all that have none of their own."""
+        """Change settings of one model, or of all that have none of their own. Raises InvalidRequest."""
         if not changes:
             return
+        scope = self._models.get(model, _Scope(self._all.options)) if model else self._all
+        options = scope.options.changed(changes, self._all.options if model else self._at_start)
+        if options.mode == "opentelemetry" and self._spans is None:
+            raise InvalidRequest("trace_mode 'opentelemetry' needs an exporter, which the server was started without")
+        scope.options = options
         if model:
-            recorder = self._models.get(model) or _Recorder(self._global.options)
-            recorder.options = recorder.options.changed(changes, self._global.options)
-            self._models[model] = recorder
-        else:
-            self._global.options = self._global.options.changed(changes, self._at_start)
+            self._models[model] = scope
         self.sampling = self._any_sampling()
-        self._flush()
 
     def current(self, model: str = "") -> Mapping[str, Sequence[str]]:
         """The settings in force."""
-        return self._recorder(model).options.as_settings()
+        return self._models.get(model, self._all).options.as_settings()
 
-    def record(self, request: InferRequest, response: InferResponse, began: float, ended: float) -> None:
-        """Keep the request's timestamps, if it is its turn. Times are seconds on the event loop's clock."""
-        recorder = self._recorder(request.model)
-        options = recorder.options
-        recorder.seen += 1
-        if options.level == "OFF" or options.file is None or options.count == 0 or recorder.seen % options.rate:
-            return
-        if options.count > 0:
-            recorder.options = replace(options, count=options.count - 1)
-        self._next_id += 1
-        identity: _Event = {
-            "id": self._next_id,
-            "model_name": request.model,
-            "model_version": request.version,
-            "request_id": request.id,
-        }
-        timestamps = [{"name": name, "ns": round(at * 1e9)} for name, at in _phases(response, began, ended)]
+    def begin(self, request: InferRequest, now: float) -> Trace | None:
+        """The request's trace, if it is to have one."""
+        scope = self._models.get(request.model, self._all)
+        options = scope.options
+        if options.level == "OFF" or options.count == 0:
+            return None
+        if options.mode == "opentelemetry":
+            if self._spans is None or not self._sampled(request.trace, options):
+                return None
+            self._spend(scope)
+            return self._spans.begin(request, now)
+        scope.seen += 1
+        if options.file is None or scope.seen % options.rate:
+            return None
+        self._spend(scope)
         file = options.file
         if options.log_frequency:
-            file = file.with_name(f"{file.name}.{recorder.written // options.log_frequency}")
-        recorder.written += 1
-        self._files.setdefault(file, []).extend((identity, {"id": self._next_id, "timestamps": timestamps}))
-        self._flush()
+            file = file.with_name(f"{file.name}.{(scope.begun - 1) // options.log_frequency}")
+        return FileTrace(request, now, partial(self._files.write, file))
+
+    def observe(self, report: BatchReport) -> None:
+        """A batch has run; those of its members that are traced get a span for it."""
+        if self._spans is not None and report.traces:
+            self._spans.batch(report)
 
     def close(self) -> None:
-        """Write what is left."""
-        self._flush()
-        self._writer.shutdown()
+        """Write what is left; takes a few seconds when an exporter does not answer."""
+        self._files.close()
+        if self._spans is not None:
+            self._spans.close()
 
-    def _recorder(self, model: str) -> _Recorder:
-        return self._models.get(model, self._global)
+    def _sampled(self, traceparent: str, options: TraceOptions) -> bool:
+        if traceparent and options.parent_based and (parent := read_traceparent(traceparent)) is not None:
+            return parent.sampled
+        return self._draw() < options.share
+
+    def _spend(self, scope: _Scope) -> None:
+        scope.begun += 1
+        if scope.options.count > 0:
+            scope.options = replace(scope.options, count=scope.options.count - 1)
 
     def _any_sampling(self) -> bool:
         return any(
-            recorder.options.level != "OFF" and recorder.options.file is not None
-            for recorder in (self._global, *self._models.values())
+            scope.options.level != "OFF"
+            and (scope.options.file is not None if scope.options.mode == "triton" else self._spans is not None)
+            for scope in (self._all, *self._models.values())
         )
 
-    def _flush(self) -> None:
-        files, self._files = self._files, {}
-        for file, events in files.items():
-            self._writer.submit(_append, file, events)
 
-
-def _phases(response: InferResponse, began: float, ended: float) -> list[tuple[str, float]]:
-    timings = response.timings
-    started = began + timings.queue_s
-    gathered = started + timings.gather_s
-    executed = gathered + timings.execute_s
-    return [
-        ("REQUEST_START", began),
-        ("QUEUE_START", began),
-        ("COMPUTE_START", started),
-        ("COMPUTE_INPUT_END", gathered),
-        ("COMPUTE_OUTPUT_START", executed),
-        ("COMPUTE_END", executed + timings.scatter_s),
-        ("REQUEST_END", ended),
-    ]
-
-
-def _append(file: Path, events: list[_Event]) -> None:
-    """Add events to a file that is, after each step, a whole JSON array."""
-    body = ",\n".join(json.dumps(event) for event in events)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("r+b" if file.exists() else "w+b") as stream:
-            size = stream.seek(0, 2)
-            if size < 2:
-                stream.write(f"[\n{body}\n]".encode())
-            else:
-                stream.seek(size - 2)
-                stream.write(f",\n{body}\n]".encode())
-    except OSError as error:
-        log.warning("traces cannot be written to %s: %s", file, error)
-
-
-def _level(values: list[str]) -> str:
-    level = values[-1].upper()
-    if level not in LEVELS:
-        raise InvalidRequest(f"trace_level must be one of {', '.join(LEVELS)}, not '{values[-1]}'")
-    return level
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise InvalidRequest(f"{name} must be one of {', '.join(known)}, not '{value}'")
+    return value
 
 
 def _whole(name: str, values: list[str], least: int) -> int:

@@ -15,7 +15,7 @@ from engines.scheduling.policy import Limits, TimeoutAction
 from engines.spec import ModelSpec, TensorSpec
 from engines.validation import RequestChecker
 from server.pb.model_config_pb2 import ModelConfig
-from server.telemetry.metered import ModelMeter
+from server.telemetry.meter import ModelMeter
 
 
 class Engines(Protocol):

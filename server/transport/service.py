@@ -18,6 +18,8 @@ from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, U
 from engines.request import InferRequest
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from server.telemetry.context import METHOD
+from server.telemetry.meter import UnroutedMeter
 from server.transport.codec import OutputPlan, read_inputs, read_outputs, read_parameters, write_response
 from server.transport.model import ServedModel, priority_of
 from server.transport.shared_memory import SystemSharedMemory
@@ -92,6 +94,15 @@ class Settings(Protocol):
     def current(self, model: str = "") -> Mapping[str, Any]: ...
 
 
+class Telemetry(Protocol):
+    """What the service tells, and whose settings RPCs change."""
+
+    @property
+    def unrouted(self) -> UnroutedMeter: ...
+    @property
+    def tracer(self) -> Settings: ...
+
+
 class Lifecycle(Protocol):
     """Whether the server wants traffic."""
 
@@ -139,14 +150,15 @@ class InferenceService(GRPCInferenceServiceServicer):
         models: Models,
         lifecycle: Lifecycle,
         regions: SystemSharedMemory,
-        traces: Settings,
+        telemetry: Telemetry,
         logs: Settings,
         options: ServiceOptions,
     ) -> None:
         self._models = models
         self._lifecycle = lifecycle
         self._regions = regions
-        self._traces = traces
+        self._unrouted = telemetry.unrouted
+        self._traces = telemetry.tracer
         self._logs = logs
         self._options = options
 
@@ -166,6 +178,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
         An error is an answer like any other, unless the caller's `triton_grpc_error: true` asks for the status.
         """
+        METHOD.set("ModelStreamInfer")
         as_status = ("triton_grpc_error", "true") in (tuple(pair) for pair in context.invocation_metadata() or ())
         answers: _Answers = asyncio.Queue(STREAM_WINDOW)
         reader = asyncio.create_task(self._read_stream(request_iterator, context, answers))
@@ -219,9 +232,14 @@ class InferenceService(GRPCInferenceServiceServicer):
         await answers.put(None)
 
     async def _infer(self, request: pb.ModelInferRequest, context: Call) -> pb.ModelInferResponse:
-        if self._lifecycle.draining:
-            raise Draining(GOING_AWAY)
-        with self._models.borrow(request.model_name, request.model_version) as model:
+        try:
+            if self._lifecycle.draining:
+                raise Draining(GOING_AWAY)
+            borrowed = self._models.borrow(request.model_name, request.model_version)
+        except InferError as error:
+            self._unrouted.refused(error)
+            raise
+        with borrowed as model:
             try:
                 asked, plans, batched = self._read(request, context, model)
             except InferError:
