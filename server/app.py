@@ -242,7 +242,9 @@ class Server:
         time = asyncio.get_running_loop().time
         sources: list[Source] = [
             lambda: model_metrics(self.models.served(), self.telemetry.unrouted, time()),
-            lambda: server_metrics(VERSION, self.manager.statistics(), serving=self.lifecycle.ready),
+            lambda: server_metrics(
+                VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
+            ),
         ]
         statistics = getattr(self._transport, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none

@@ -54,7 +54,7 @@ class Telemetry:
 
     def start(self, host: str, port: int, sources: Sequence[Source]) -> int:
         """Serve these and our own metrics; returns the port. Raises OSError when it is taken."""
-        own: list[Source] = [self.load_failures.metrics, self._lag.metrics, host_metrics]
+        own: list[Source] = [self._lag.metrics, host_metrics]
         if (gpus := Gpus.found()) is not None:
             own.append(gpus.metrics)
         bound, self._stop_exporter = start_exporter(host, port, [*sources, *own])

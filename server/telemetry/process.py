@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from engines.repository.lifecycle import State
 from engines.repository.manager import RepositoryStatistics
 from engines.repository.model import UNLOADED
-from server.telemetry.families import MODEL, counter, counts, gauge, histogram
+from server.telemetry.families import MODEL, Series, counter, counts, gauge, histogram
 from server.telemetry.histogram import SECONDS, Histogram
 
 LAG_INTERVAL_S: Final = 0.1
@@ -58,24 +58,37 @@ class LoadFailures:
     """Counts versions that could not be brought up. A listener of the model manager."""
 
     def __init__(self) -> None:
-        self._by_model: dict[str, int] = {}
+        self.by_model: dict[str, int] = {}
+        self.failing: dict[tuple[str, int], bool] = {}
+        """Whether the last that was heard of a version is that it failed. Version 0 is the model as a whole."""
 
     def __call__(self, name: str, version: int, state: State, reason: str) -> None:
         """See engines.repository.model.Listener."""
-        del version
-        if not reason or reason == UNLOADED or state is State.UNLOADING:
-            return
-        if name in self._by_model or len(self._by_model) < MOST_NAMES:
-            self._by_model[name] = self._by_model.get(name, 0) + 1
-
-    def metrics(self) -> Iterator[Metric]:
-        """A source for the exporter."""
-        failures = counts(self._by_model)
-        return iter([counter("kairos_model_load_failures", "Loads that failed.", failures, ("model",))])
+        failed = bool(reason) and reason != UNLOADED and state is not State.UNLOADING
+        if name in self.by_model or len(self.by_model) < MOST_NAMES:
+            self.by_model[name] = self.by_model.get(name, 0) + failed
+            self.failing[name, version] = failed
 
 
-def server_metrics(version: str, repository: RepositoryStatistics, *, serving: bool) -> Iterator[Metric]:
+def server_metrics(
+    version: str, repository: RepositoryStatistics, failures: LoadFailures, *, serving: bool
+) -> Iterator[Metric]:
     """Whether the server wants traffic, and the state of every version that is known."""
+    known = {(row.name, row.version) for row in repository.versions}
+    failed = counts(failures.by_model)
+    failing: list[Series] = [
+        ((name, str(number)), float(bad))
+        for (name, number), bad in failures.failing.items()
+        if number == 0 or (name, number) in known
+    ]
+    return _server_families(version, repository, failed, failing, serving=serving)
+
+
+def _server_families(
+    version: str, repository: RepositoryStatistics, failed: list[Series], failing: list[Series], *, serving: bool
+) -> Iterator[Metric]:
+    yield counter("kairos_model_load_failures", "Loads that failed.", failed, ("model",))
+    yield gauge("kairos_model_failed", "1 for versions whose last load failed.", failing, MODEL)
     yield gauge("kairos_info", "Always 1; the version is a label.", [((version,), 1.0)], ("release",))
     yield gauge("kairos_serving", "1 while the server wants traffic, 0 while it starts or drains.", [((), serving)])
     versions = repository.versions
