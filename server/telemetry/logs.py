@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,6 +126,15 @@ class TextFormatter(logging.Formatter):
         return f"{line} [{told['model']}:{told['version']}{rest}]"
 
 
+class _Json(JsonFormatter):
+    """One object a line, its time in UTC."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """See Formatter.formatTime."""
+        del datefmt
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _handler(options: LogOptions) -> logging.Handler:
     style = options.format
     if style == "auto":
@@ -137,7 +147,7 @@ def _handler(options: LogOptions) -> logging.Handler:
     handler = logging.StreamHandler() if options.file is None else logging.FileHandler(options.file)
     if style == "json":
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
-        handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=names))
+        handler.setFormatter(_Json("{asctime}{levelname}{name}{message}", style="{", rename_fields=names))
     else:
         handler.setFormatter(TextFormatter("{asctime} {levelname:<7} {message}", style="{"))
     return handler

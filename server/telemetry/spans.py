@@ -8,7 +8,6 @@ Promise: nothing that happens to the exporter reaches a request; spans that cann
 from __future__ import annotations
 
 import math
-import os
 import random
 import threading
 import time
@@ -150,8 +149,7 @@ class SpanMaker:
         self._open: dict[str, SpanTrace] = {}
         self._exporter = exporter
         self._processor = BatchSpanProcessor(exporter)
-        name = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "kairos"}
-        self._resource = Resource(dict(resource)).merge(Resource(name)).merge(Resource.create())
+        self._resource = _resource(resource)
 
     def __repr__(self) -> str:
         return f"<SpanMaker [requests: {len(self._open)} open]>"
@@ -224,6 +222,13 @@ class SpanMaker:
         ending.join(FLUSH_S)
         self._exporter.shutdown()  # ends the attempts at a receiver that does not answer
         ending.join(FLUSH_S)
+
+
+def _resource(ours: Mapping[str, str]) -> Resource:
+    """What the environment says of this process goes before what we say."""
+    told = Resource(dict(ours)).merge(Resource.create())
+    unnamed = str(told.attributes[SERVICE_NAME]).startswith("unknown_service")
+    return told.merge(Resource({SERVICE_NAME: "kairos"})) if unnamed else told
 
 
 def _context(place: TraceParent, *, is_remote: bool = False) -> SpanContext:
