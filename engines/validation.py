@@ -85,7 +85,8 @@ class RequestChecker:
     def _rows(self, tensor: Tensor, expected: TensorSpec) -> int:
         shape = tensor.shape
         batched = self._spec.batched
-        if (shape[1:] if batched else shape) == expected.shape and (not batched or shape):
+        # A free dimension is -1 in the spec, and must not be matched by a -1 in the request.
+        if (shape[1:] if batched else shape) == expected.shape and (not batched or shape) and -1 not in shape:
             rows = shape[0] if batched else 1
         else:
             rows = self._rows_of_variable(tensor, expected)
