@@ -129,9 +129,14 @@ class SessionSource:
             except Exception as error:  # noqa: BLE001  (whatever is wrong with it, the original is still there)
                 log.warning("optimised graph %s is unusable and made anew: %s", cached, error)
                 cached.unlink(missing_ok=True)
-        settings = self._settings(intra_op_threads)
-        if cached is None:
-            return _session(self.model_file, settings)
+        if cached is not None:
+            try:
+                return self._open_and_keep(cached, self._settings(intra_op_threads))
+            except Exception as error:  # noqa: BLE001  (a full or read-only disk; a bad model raises again below)
+                log.warning("no optimised graph can be kept at %s: %s", cached, error)
+        return _session(self.model_file, self._settings(intra_op_threads))
+
+    def _open_and_keep(self, cached: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
         with _published(cached) as fresh:
             settings.optimized_model_filepath = str(fresh)
             return _session(self.model_file, settings)
