@@ -77,11 +77,11 @@ def test_everything_starts_at_zero_and_advances_exactly(
 
     seen = metrics(server)
     assert seen["kairos_inference_rows_total", ""] == 5
-    assert seen["kairos_executions_total", ""] == 3
+    assert seen["kairos_batch_rows_count", ""] == 3
     assert seen["kairos_requests_total", "in_deadline"] == 3
     assert seen["kairos_requests_total", "invalid"] == 1
-    assert seen["kairos_batch_rows_total", "3"] == 1
-    assert seen["kairos_execute_seconds_total", ""] == pytest.approx(stats.compute_infer.ns / 1e9, abs=1e-8)
+    assert seen["kairos_batches_total", "drained"] == 3
+    assert seen["kairos_execute_seconds_sum", ""] == pytest.approx(stats.compute_infer.ns / 1e9, abs=1e-8)
     assert seen["kairos_requests_in_flight", ""] == 0
 
 

@@ -51,10 +51,12 @@ async def outcome_of(pool: EnginePool) -> Outcome:
 
 @pytest.fixture
 def no_thread_is_left() -> Callable[[], None]:
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     def check() -> None:
-        assert threading.active_count() == before
+        for thread in set(threading.enumerate()) - before:
+            thread.join(30)  # it may still be on its last lines
+            assert not thread.is_alive(), thread
 
     return check
 

@@ -26,9 +26,10 @@ from server.pb.grpc_service_pb2_grpc import (
     GRPCInferenceServiceStub,
     add_GRPCInferenceServiceServicer_to_server,
 )
+from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.logs import LogOptions, Logs
-from server.telemetry.metered import MeteredInference, ModelMeter
-from server.telemetry.traces import TraceOptions, Tracer
+from server.telemetry.meter import ModelMeter
+from server.telemetry.traces import TraceOptions
 from server.transport.listen import ListenOptions, TransportKind, create_server
 from server.transport.model import ServedModel
 from server.transport.repository import IndexLine
@@ -128,6 +129,11 @@ class FakeModels:
         raise NotAllowed("explicit model load / unload is not allowed if polling is enabled")
 
 
+def quiet_telemetry() -> Telemetry:
+    """Counts, and does nothing else."""
+    return Telemetry(TraceOptions(), 0, NO_TRACING, lambda error, outcome: 0, "test")
+
+
 async def serve_model(
     spec: ModelSpec,
     open_engine: Callable[[], FakeEngine],
@@ -147,7 +153,7 @@ async def serve_model(
         config=model_config_pb2.ModelConfig(name=spec.name),
         limits=limits,
         default_deadline_s=default_deadline_s,
-        inference=MeteredInference(local, meter, Tracer(TraceOptions())),
+        inference=quiet_telemetry().around(local, meter),
         meter=meter,
         engines=local,
     )
@@ -176,9 +182,9 @@ async def fake_server(
     listener, port = create_server(ListenOptions(port=0, transport=transport))
     found = FakeModels({(model.spec.name, str(model.spec.version)): model for model in models})
     lifecycle, regions = Lifecycle(), SystemSharedMemory()
-    tracer, logs = Tracer(TraceOptions()), Logs(LogOptions())
+    telemetry, logs = quiet_telemetry(), Logs(LogOptions())
     options = ServiceOptions(version="test", status_codes=status_codes)
-    service = InferenceService(found, lifecycle, regions, tracer, logs, options)
+    service = InferenceService(found, lifecycle, regions, telemetry, logs, options)
     add_GRPCInferenceServiceServicer_to_server(service, listener)  # type: ignore[no-untyped-call]
     await listener.start()
     lifecycle.advance(Phase.SERVING)
@@ -191,4 +197,4 @@ async def fake_server(
         await listener.stop(0)
         for model in models:
             await model.close()
-        tracer.close()
+        await telemetry.stop()

@@ -14,7 +14,7 @@ from engines.backends.fake import FakeEngine
 from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
 from server.lifecycle import Phase
 from server.pb import grpc_service_pb2 as pb
-from server.telemetry.metered import Outcome
+from server.telemetry.meter import Outcome
 from server.transport.listen import TransportKind
 from server.transport.model import ServedModel
 from server.transport.status import StatusCodes
@@ -282,7 +282,7 @@ def test_a_failing_engine_fails_its_request_only() -> None:
         assert error.code() is grpc.StatusCode.INTERNAL
         assert error.details() == "model 'simple' version 1 failed: told to fail on execution 1"
         assert value_of(await server.stub.ModelInfer(request(4))) == 4
-        assert model.meter.failed_executions == 1
+        assert model.meter.counters.failed_executions == 1
 
     run(main, engine={"fails_on": {1}})
 
