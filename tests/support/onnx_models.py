@@ -75,3 +75,51 @@ def write(
     if config:
         (folder / "config.pbtxt").write_text(config)
     return folder
+
+
+def slow(turns: int = 400) -> onnx.ModelProto:
+    """`y = x`, after so many products of matrices that it takes some tenths of a millisecond each."""
+    size = 256
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("MatMul", ["state", "weights"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [size, size]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [size, size]),
+        ],
+    )
+    constants = {
+        "turns": np.array(turns, np.int64),
+        "true": np.array(True),
+        "weights": np.eye(size, dtype=np.float32),
+        "zero": np.array(0.0, np.float32),
+    }
+    nodes = [
+        helper.make_node("Loop", ["turns", "true", "weights"], ["last"], body=body),
+        helper.make_node("ReduceSum", ["last"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    return model(helper.make_graph(nodes, "slow", inputs, outputs, weights))
+
+
+def fragile() -> onnx.ModelProto:
+    """Arranges four numbers in `x` columns: the execution fails unless `x` is 1, 2 or 4."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 1])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "columns"])]
+    constants = {"numbers": np.arange(4, dtype=np.float32), "rest": np.array([-1]), "flat": np.array([1])}
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["columns"]),
+        helper.make_node("Concat", ["rest", "columns"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["numbers", "shape"], ["y"]),
+    ]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    return model(helper.make_graph(nodes, "fragile", inputs, outputs, weights))
