@@ -7,6 +7,7 @@ import rich_click as click
 from server.cli.demo import demo
 from server.cli.models import models
 from server.cli.serve import serve
+from server.cli.top import top
 
 click.rich_click.TEXT_MARKUP = "markdown"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -23,5 +24,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models):
+for command in (serve, demo, models, top):
     cli.add_command(command)

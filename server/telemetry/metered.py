@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from typing import Final
 
 from engines.inference import Inference
 from engines.request import InferRequest, InferResponse
@@ -11,6 +13,10 @@ from server.telemetry.access import AccessLog
 from server.telemetry.context import REQUEST
 from server.telemetry.meter import ModelMeter, Outcome, outcome_of
 from server.telemetry.traces import Trace, Tracer
+
+SKEW_S: Final = 0.005
+SKEW_SHARE: Final = 0.1
+"""A caller who leaves with no more than this of its time left, whichever is longer, has run out of time."""
 
 
 class MeteredInference:
@@ -60,10 +66,18 @@ class MeteredInference:
     def _failed(self, request: InferRequest, error: BaseException, trace: Trace | None, began: float) -> None:
         now = self._clock()
         outcome = outcome_of(error)
-        if outcome is Outcome.CANCELLED and now >= request.deadline:
-            outcome = Outcome.EXPIRED  # the transport withdraws calls whose time is over
+        if outcome is Outcome.CANCELLED and _is_over(began, now, request.deadline):
+            outcome = Outcome.EXPIRED
         self._meter.failed(outcome, now - began)
         if trace is not None:
             trace.failed(error, outcome, now)
         if self._access.on:
             self._access.failed(request, error, outcome, now - began)
+
+
+def _is_over(began: float, now: float, deadline: float) -> bool:
+    """Whether a withdrawn request was given up for its deadline: by our transport, or by its caller.
+
+    A caller's time runs from the sending, ours from the arrival, so that its word comes a little before our alarm.
+    """
+    return deadline < math.inf and deadline - now <= max(SKEW_S, SKEW_SHARE * (deadline - began))
