@@ -165,6 +165,20 @@ def fill_in(template: RequestHead, fields: list[Field]) -> RequestHead | None:
     return RequestHead(timeout_s, (*template.metadata, *added), *template[2:])
 
 
+def _in_order(spelt: list[Field], literals: list[int], rest: list[Field]) -> bool:
+    """Whether adding `spelt` after `rest` keeps the order that counts.
+
+    It does not where a pseudo-header, or metadata of `rest`, stood behind what is added.
+    """
+    first = literals[0]
+    if first < len(rest) and rest[first][0].startswith(b":"):
+        return False
+    for count, (name, _) in enumerate(spelt):
+        if name != b"grpc-timeout":
+            return all(behind in _NOT_METADATA for behind, _ in rest[literals[count] - count :])
+    return True
+
+
 class HeadReader:
     """Decodes the header blocks of one connection, remembering what it can of their heads."""
 
@@ -214,8 +228,7 @@ class HeadReader:
         rest = fields.copy()
         for at in reversed(literals):
             del rest[at]
-        first = literals[0]
-        if first < len(rest) and rest[first][0].startswith(b":"):  # a pseudo-header may follow another one only
+        if not _in_order(spelt, literals, rest):
             return None
         key = tuple(rest)
         template = self._templates.get(key)
