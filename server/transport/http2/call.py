@@ -387,22 +387,33 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         return False
 
     async def write(self, message: Any) -> None:  # noqa: ANN401 - whatever the method's serializer takes
+        if self.push(message):
+            await self.pause()
+
+    def push(self, message: Any) -> bool:  # noqa: ANN401 - whatever the method's serializer takes
+        """Send one reply. Whether the writer should `pause` before the next one."""
         if self._over:
             raise self._aborted or asyncio.CancelledError
         serialize = self.method.serialize
-        if not self._send_message(message if serialize is None else serialize(message)):
+        data: bytes = message if serialize is None else serialize(message)
+        if self._head_sent and not self._encoding and self.host.options.max_send_message_bytes is None:
+            self._connection.sender.message(self._stream, 0, data)
+        elif not self._send_message(data):
             raise asyncio.CancelledError
         self._writes += 1
-        if self._stream.queued_bytes >= _UNSENT_LOW_BYTES:
-            self._writes = 0
-            self._writer = self.host.loop.create_future()
-            try:
-                await self._writer
-            finally:
-                self._writer = None
-        elif self._writes >= _WRITES_IN_A_ROW:
-            self._writes = 0
+        return self._writes >= _WRITES_IN_A_ROW or self._stream.queued_bytes >= _UNSENT_LOW_BYTES
+
+    async def pause(self) -> None:
+        """Wait until the client has taken enough of what was sent; if it has, give the event loop a turn."""
+        self._writes = 0
+        if self._stream.queued_bytes < _UNSENT_LOW_BYTES:
             await asyncio.sleep(0)
+            return
+        self._writer = self.host.loop.create_future()
+        try:
+            await self._writer
+        finally:
+            self._writer = None
 
     async def send_initial_metadata(self, initial_metadata: MetadataLike) -> None:
         self.send_head(initial_metadata)

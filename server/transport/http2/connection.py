@@ -121,6 +121,7 @@ class Connection:
 
         self._preface_left = frames.PREFACE
         self._receive_window = limits.connection_window_bytes
+        self._low_window = limits.connection_window_bytes // 2
         self._body_left = 0  # payload of the DATA frame being received
         self._body_padding = 0
         self._body_stream: Stream | None = None
@@ -264,7 +265,9 @@ class Connection:
                     and stream.content_left is None
                     and length <= self._receive_window
                 ):
-                    self._consume_window(length)
+                    self._receive_window -= length
+                    if self._receive_window < self._low_window:
+                        self._replenish()
                     stream.receive_window -= length
                     self._control.left += 1
                     ended = flags & 1 != 0
@@ -363,7 +366,9 @@ class Connection:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
         if length > self._receive_window:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-        self._consume_window(length)
+        self._receive_window -= length
+        if self._receive_window < self._low_window:
+            self._replenish()
         self._body_left = length - (1 if flags & frames.PADDED else 0)
         self._body_padding = padding
         self._body_ends = bool(flags & frames.END_STREAM)
@@ -425,13 +430,11 @@ class Connection:
         if stream.receiver is not None and (ended or piece):
             stream.receiver.data_received(piece, ended)
 
-    def _consume_window(self, length: int) -> None:
-        """Count received payload; give the connection's window back once half of it is used."""
-        self._receive_window -= length
+    def _replenish(self) -> None:
+        """Give the connection's window back; done once half of it is used."""
         full = self._limits.connection_window_bytes
-        if self._receive_window < full // 2:
-            self.sender.control(frames.window_update(0, full - self._receive_window))
-            self._receive_window = full
+        self.sender.control(frames.window_update(0, full - self._receive_window))
+        self._receive_window = full
 
     # Header blocks ------------------------------------------------------------
 

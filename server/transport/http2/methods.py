@@ -146,7 +146,8 @@ async def _stream(call: Call, replies: AsyncIterator[Any] | Awaitable[None]) -> 
     if inspect.isasyncgen(replies):
         try:
             async for reply in replies:
-                await call.write(reply)
+                if call.push(reply):
+                    await call.pause()
         finally:
             await replies.aclose()
     elif isinstance(replies, AsyncIterator):

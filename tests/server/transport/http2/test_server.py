@@ -79,8 +79,9 @@ class Raw:
     def greet(self, *settings: tuple[int, int]) -> None:
         self.writer.write(frames.PREFACE + frames.settings(settings))
 
-    def request(self, stream_id: int, path: str = "/test/echo", body: bytes | None = b"") -> None:
+    def request(self, stream_id: int, path: str = "/test/echo", *extra: hpack.Field, body: bytes | None = b"") -> None:
         fields = [(n.encode(), (path if n == ":path" else v).encode()) for n, v in GRPC]
+        fields += extra
         self.writer.write(
             frames.headers(stream_id, hpack.encode(fields), end_stream=body is None, max_frame_size=16_384)
         )
@@ -228,17 +229,19 @@ def test_a_lost_connection_cancels_its_calls() -> None:
 def test_the_deadline_ends_the_call_and_its_handler() -> None:
     async def scenario() -> None:
         gate = Gate()
-        server = Server()
-        async with serving(server, {"wait": UU(gate.__call__)}) as channel:
-            call = channel.unary_unary("/test/wait")(b"", timeout=0.1)
+        server, port = await start(wait=UU(gate.__call__))
+        async with Raw(port) as client:  # one that does not look at the deadline itself
+            client.greet()
+            client.request(1, "/test/wait", (b"grpc-timeout", b"50m"))
             await gate.entered.wait()
-            assert 0 < gate.context.time_remaining() <= 0.1
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert gate.context.time_remaining() <= 0.05
+            *_, trailers = await client.until(frames.HEADERS)
+            fields = dict(hpack.Decoder(max_list_bytes=9999).decode(trailers))
+            assert (fields[b"grpc-status"], fields[b"grpc-message"]) == (b"4", b"Deadline Exceeded")
             await gate.cancelled.wait()
             assert gate.context.time_remaining() == 0
             assert server.statistics().calls_expired == 1
+        await server.stop(None)
 
     run(scenario())
 
