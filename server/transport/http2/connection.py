@@ -135,6 +135,11 @@ class Connection:
         state = "closed" if self.closed else "draining" if self.draining else "open"
         return f"<Connection [{state} | {len(self.streams)} streams | {self.sender.queued_bytes} bytes queued]>"
 
+    @property
+    def inside_block(self) -> bool:
+        """Whether a header block waits for its CONTINUATION."""
+        return self._block is not None
+
     # What the owner does ------------------------------------------------------------
 
     def open(self) -> None:

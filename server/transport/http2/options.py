@@ -28,6 +28,8 @@ class Options:
     """Open connections; the next is closed at once. None: no bound."""
     handshake_timeout_s: float = 20.0
     """Longest wait, from accepting a connection, for the client's first frame."""
+    frame_timeout_s: float = 20.0
+    """Longest wait for the rest of a header block or a control frame that a client began to send."""
     keepalive_interval_s: float = 7200.0
     """Silence after which the client is pinged. math.inf: never."""
     keepalive_timeout_s: float = 20.0

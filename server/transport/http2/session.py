@@ -52,6 +52,7 @@ class Session(asyncio.BufferedProtocol):
         self._buffer = server.receive_buffer
         self._tail = b""  # an unfinished frame
         self._landing = False
+        self._stuck_at: float | None = None  # since when the unfinished frame has made no progress
         self._auth: Mapping[str, Sequence[bytes]] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._heard_at = monotonic()
@@ -110,7 +111,15 @@ class Session(asyncio.BufferedProtocol):
         end = len(self._tail) + nbytes
         view = self._buffer[:end]
         used = self.connection.receive(view, now)
-        self._tail = view[used:].tobytes() if used < end else b""
+        if used == end:
+            self._tail = b""
+            if self.connection.inside_block:
+                self._watch_frame(now, progress=False)
+            else:
+                self._stuck_at = None
+        else:
+            self._tail = view[used:].tobytes()
+            self._watch_frame(now, progress=used > 0)
         if self.connection.closed:
             self.close()
 
@@ -225,6 +234,23 @@ class Session(asyncio.BufferedProtocol):
     def _check_handshake(self) -> None:
         if not self.connection.greeted:
             self.abort()
+
+    def _watch_frame(self, now: float, *, progress: bool) -> None:
+        """A frame or a header block is unfinished: see that its end comes in time."""
+        if self._stuck_at is None or progress:
+            self._stuck_at = now
+        if "frame" not in self._timers:
+            self._after("frame", self.options.frame_timeout_s, self._check_frame)
+
+    def _check_frame(self) -> None:
+        self._timers.pop("frame", None)
+        if self._stuck_at is None:
+            return
+        left_s = self._stuck_at + self.options.frame_timeout_s - monotonic()
+        if left_s <= 0:
+            self.abort()
+        else:
+            self._after("frame", left_s, self._check_frame)
 
     def _check_silence(self) -> None:
         """Ping a client that has been silent for long."""

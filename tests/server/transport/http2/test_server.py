@@ -412,6 +412,21 @@ def test_a_client_that_says_nothing_is_dropped() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("whole_frame", [False, True])
+def test_a_client_that_never_finishes_its_headers_is_dropped(whole_frame: bool) -> None:
+    async def scenario() -> None:
+        server, port = await start(Options(frame_timeout_s=0.1))
+        async with Raw(port) as client:
+            client.greet()
+            block = hpack.encode([(n.encode(), v.encode()) for n, v in GRPC])
+            begun = frames.head(len(block), frames.HEADERS, 0, 1) + block
+            client.writer.write(begun if whole_frame else begun[:-1])
+            await client.closed()
+        await server.stop(None)
+
+    run(scenario())
+
+
 def test_a_silent_client_is_pinged_and_a_dead_one_dropped() -> None:
     async def scenario() -> None:
         server, port = await start(Options(keepalive_interval_s=0.05, keepalive_timeout_s=0.05))
