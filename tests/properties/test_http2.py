@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.transport.http2 import frames
-from server.transport.http2.connection import Limits
 from server.transport.http2.errors import ErrorCode
 from server.transport.http2.hpack import Decoder, HpackError
 from server.transport.http2.huffman import Huffman
+from server.transport.http2.limits import Limits
 from server.transport.http2.messages import Assembler
 from server.transport.http2.requests import HeadReader, MalformedRequest, parse_head
 from server.transport.http2.sender import OK_BLOCK, RESPONSE_BLOCK

@@ -8,7 +8,8 @@ from typing import Any
 import hpack
 
 from server.transport.http2 import frames
-from server.transport.http2.connection import Connection, Limits
+from server.transport.http2.connection import Connection
+from server.transport.http2.limits import Limits
 from server.transport.http2.requests import RequestHead
 from server.transport.http2.streams import Stream
 

@@ -6,7 +6,7 @@ gRPC's meaning; `streams`, `sender`, `calm` and `connection` are the protocol, w
 """
 
 from server.transport.http2.calm import PingLimits
-from server.transport.http2.connection import Limits
+from server.transport.http2.limits import Limits
 from server.transport.http2.options import Options
 from server.transport.http2.server import Server
 from server.transport.http2.statistics import Statistics

@@ -6,20 +6,20 @@ Promise: what a peer can make this object hold is bounded by `Limits`, whatever 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from server.transport.http2 import frames
-from server.transport.http2.calm import Budget, PingGuard, PingLimits
+from server.transport.http2.calm import Budget, PingGuard
 from server.transport.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from server.transport.http2.hpack import HpackError
+from server.transport.http2.ids import StreamIds
+from server.transport.http2.limits import Limits
 from server.transport.http2.requests import HeadReader, MalformedRequest, RequestHead
 from server.transport.http2.sender import Sender
 from server.transport.http2.streams import (
     AFTER_PEER_ENDED,
     CLOSED,
     HALF_CLOSED_REMOTE,
-    IDLE,
     UNEXPECTED,
     Receiver,
     Stream,
@@ -28,45 +28,8 @@ from server.transport.http2.streams import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_REMEMBERED_RESETS: Final = 256
-_REMEMBERED_GAPS: Final = 32
 _EMPTY: Final = memoryview(b"")
 _DRAIN_PING: Final = b"kdrain\x00\x01"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one connection grants its peer."""
-
-    max_concurrent_streams: int = 1024
-    """Calls at once, counting those whose handler has not noticed yet that its client left."""
-    max_frame_size: int = 1024 * 1024
-    """Longest frame accepted, bytes, 16,384 to 16,777,215. Large: a message of megabytes is one frame."""
-    stream_window_bytes: int = 1024 * 1024
-    """Unread bytes a stream may send ahead, 65,535 to 2^31 - 1. A longer message is granted as it starts."""
-    connection_window_bytes: int = 16 * 1024 * 1024
-    """Bytes in flight for the whole connection; given back as they arrive. At most 2^31 - 1."""
-    max_buffered_bytes: int = 256 * 1024 * 1024
-    """Request bytes held for calls that cannot use them yet. A stream that exceeds it gets RESOURCE_EXHAUSTED."""
-    max_unsent_bytes: int = 64 * 1024 * 1024
-    """Reply bytes the peer leaves no window for. Above it, new streams are refused."""
-    max_header_list_bytes: int = 16 * 1024
-    """Header fields of one request, counted as HTTP/2 counts them. Beyond it: RESOURCE_EXHAUSTED."""
-    control_burst: int = 4000
-    """Frames that carry no request (pings, settings, empty data, window updates, ...) a peer may send at once."""
-    control_per_s: float = 500.0
-    """How fast that allowance comes back. Each request and each frame of payload gives some back as well."""
-    reset_burst: int = 1000
-    """Calls a peer may cancel, or have refused, at once."""
-    reset_per_s: float = 200.0
-    """How fast that allowance comes back. Each call that ends well gives one back as well."""
-    pings: PingLimits = field(default_factory=PingLimits)
-    """How often a client may ping."""
-
-    @property
-    def max_block_bytes(self) -> int:
-        """Longest compressed header block: the list's limit, with room for escapes and padding."""
-        return 2 * self.max_header_list_bytes + 256
 
 
 class Owner(Protocol):
@@ -101,7 +64,7 @@ class Connection:
 
         self.sender = Sender(owner.output_ready, self._we_ended)
         self.streams: dict[int, Stream] = {}
-        self.last_stream_id = 0
+        self.ids = StreamIds()
         self.lingering = 0
         """Calls whose stream is gone while their handler still runs; they count as streams."""
         self.buffered_bytes = 0
@@ -114,10 +77,6 @@ class Connection:
         self.fault: ConnectionFault | None = None
         self.resets: dict[ErrorCode | int, int] = {}
         """Streams that ended by RST_STREAM, either way, by code."""
-
-        self._accept_up_to = frames.MAX_STREAM_ID
-        self._reset_here: dict[int, None] = {}  # streams that we reset: what was under way is ignored
-        self._gaps: list[range] = []  # ids the client skipped: never opened, so never "closed"
 
         self._preface_left = frames.PREFACE
         self._receive_window = limits.connection_window_bytes
@@ -194,7 +153,7 @@ class Connection:
         if self.closed:
             return
         self.fault = fault
-        self.sender.control(frames.goaway(self.last_stream_id, fault.code, fault.reason.encode()))
+        self.sender.control(frames.goaway(self.ids.last, fault.code, fault.reason.encode()))
         self.lost()
 
     def lost(self) -> None:
@@ -215,10 +174,10 @@ class Connection:
 
     def finish_drain(self) -> None:
         """Second step: name the last stream that will be served. `emptied` follows when none is left."""
-        if not self.draining or self.closed or self._accept_up_to != frames.MAX_STREAM_ID:
+        if not self.draining or self.closed or self.ids.accept_up_to != frames.MAX_STREAM_ID:
             return
-        self._accept_up_to = self.last_stream_id
-        self.sender.control(frames.goaway(self.last_stream_id, ErrorCode.NO_ERROR))
+        self.ids.accept_up_to = self.ids.last
+        self.sender.control(frames.goaway(self.ids.last, ErrorCode.NO_ERROR))
         if not self.streams:
             self._owner.emptied()
 
@@ -312,7 +271,7 @@ class Connection:
             return True
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id > self.last_stream_id or not stream_id & 1:
+            if self.ids.is_idle(stream_id):
                 return False
             control.left -= 1
             return True
@@ -392,9 +351,9 @@ class Connection:
         """The stream a DATA frame is for, its window charged; None where it is to be ignored."""
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self._state_of_unknown(stream_id) == IDLE:
+            if self.ids.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on an idle stream")
-            if stream_id in self._reset_here or stream_id > self._accept_up_to:
+            if self.ids.is_ignored(stream_id):
                 return None
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA on a closed stream")
         if code := UNEXPECTED[stream.state].get(frames.DATA):
@@ -475,7 +434,7 @@ class Connection:
             stream = self.streams.get(stream_id)
             if stream is not None:
                 self._trailers(stream, block, ends)
-            elif stream_id <= self.last_stream_id or not stream_id & 1:
+            elif not self.ids.is_idle(stream_id) or not stream_id & 1:
                 self._reader.skip(block)
                 self._reused(stream_id)
             else:
@@ -487,9 +446,9 @@ class Connection:
 
     def _reused(self, stream_id: int) -> None:
         """HEADERS on an id that can open no stream any more."""
-        if stream_id in self._reset_here or stream_id > self._accept_up_to:
+        if self.ids.is_ignored(stream_id):
             return
-        if self._state_of_unknown(stream_id) == IDLE or any(stream_id in gap for gap in self._gaps):
+        if self.ids.is_idle(stream_id) or self.ids.was_skipped(stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "stream id out of order")
         raise ConnectionFault(ErrorCode.STREAM_CLOSED, "HEADERS on a closed stream")
 
@@ -508,14 +467,11 @@ class Connection:
 
     def _request(self, stream_id: int, block: bytes, ends: bool, self_dependent: bool) -> None:
         """A new stream."""
-        if stream_id > self.last_stream_id + 2:
-            self._gaps.append(range(self.last_stream_id + 2, stream_id, 2))
-            del self._gaps[:-_REMEMBERED_GAPS]
-        self.last_stream_id = stream_id
+        self.ids.use(stream_id)
         if self_dependent:
             self._reader.skip(block)
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream cannot depend on itself")
-        if stream_id > self._accept_up_to:
+        if stream_id > self.ids.accept_up_to:
             self._reader.skip(block)
             return
         limits = self._limits
@@ -553,7 +509,7 @@ class Connection:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is four bytes")
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self._state_of_unknown(stream_id) == IDLE:
+            if self.ids.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
             self._charge(1)
             return
@@ -640,7 +596,7 @@ class Connection:
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self._state_of_unknown(stream_id) == IDLE:
+            if self.ids.is_idle(stream_id):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
         elif increment == 0:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "window increment of 0")
@@ -654,10 +610,6 @@ class Connection:
     def _charge(self, cost: int) -> None:
         """The peer sent something that carries no request."""
         self._control.spend(cost, self._now)
-
-    def _state_of_unknown(self, stream_id: int) -> int:
-        """IDLE or CLOSED for a stream that is not in `streams`."""
-        return IDLE if stream_id > self.last_stream_id or not stream_id & 1 else CLOSED
 
     def _peer_ended(self, stream: Stream) -> None:
         stream.state = AFTER_PEER_ENDED[stream.state]
@@ -674,7 +626,7 @@ class Connection:
 
     def _remove(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)
-        if self.draining and not self.streams and self._accept_up_to != frames.MAX_STREAM_ID:
+        if self.draining and not self.streams and self.ids.accept_up_to != frames.MAX_STREAM_ID:
             self._owner.emptied()
 
     def _forget(self, stream: Stream) -> None:
@@ -684,9 +636,7 @@ class Connection:
 
     def _note_reset(self, stream_id: int, code: ErrorCode) -> None:
         """Send RST_STREAM and remember that we did."""
-        self._reset_here[stream_id] = None
-        if len(self._reset_here) > _REMEMBERED_RESETS:
-            del self._reset_here[next(iter(self._reset_here))]
+        self.ids.note_reset(stream_id)
         self._count_reset(code)
         self.sender.control(frames.rst_stream(stream_id, code))
 
@@ -695,7 +645,7 @@ class Connection:
 
     def _stream_fault(self, fault: StreamFault) -> None:
         """The peer broke a rule on one stream: end that stream, and count it as a reset the peer caused."""
-        if self._state_of_unknown(fault.stream_id) == IDLE and fault.stream_id not in self.streams:
+        if self.ids.is_idle(fault.stream_id) and fault.stream_id not in self.streams:
             raise ConnectionFault(fault.code, fault.reason)
         stream = self.streams.get(fault.stream_id)
         if stream is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from server.transport.http2.connection import Limits
+from server.transport.http2.limits import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

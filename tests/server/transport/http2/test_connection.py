@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from server.transport.http2 import frames
-from server.transport.http2.connection import Limits
 from server.transport.http2.errors import ErrorCode
 from server.transport.http2.frames import DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE
+from server.transport.http2.limits import Limits
 from server.transport.http2.sender import OK_BLOCK, RESPONSE_BLOCK
 from tests.support.http2_peer import GRPC, Peer, message
 

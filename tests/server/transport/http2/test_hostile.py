@@ -11,9 +11,9 @@ import pytest
 
 from server.transport.http2 import frames
 from server.transport.http2.calm import PingLimits
-from server.transport.http2.connection import Limits
 from server.transport.http2.errors import ErrorCode
 from server.transport.http2.frames import CONTINUATION, DATA, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS
+from server.transport.http2.limits import Limits
 from server.transport.http2.sender import OK_BLOCK, RESPONSE_BLOCK
 from tests.support.http2_peer import Peer, message
 
@@ -288,8 +288,7 @@ def test_memory_of_resets_and_gaps_is_bounded() -> None:
     for stream_id in range(1, 40_000, 4):
         peer.request(stream_id)
         peer.write(frames.window_update(stream_id, 0))
-    assert len(peer.connection._reset_here) <= 256
-    assert len(peer.connection._gaps) <= 32
+    assert len(peer.connection.ids) <= 256 + 32
     assert peer.connection.streams == {}
 
 
