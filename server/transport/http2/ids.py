@@ -6,7 +6,7 @@ from typing import Final
 
 from server.transport.http2.frames import MAX_STREAM_ID
 
-_REMEMBERED_RESETS: Final = 256
+_REMEMBERED_RESETS: Final = 1024  # as many as may be open at once by default
 _REMEMBERED_GAPS: Final = 32
 
 

@@ -288,7 +288,7 @@ def test_memory_of_resets_and_gaps_is_bounded() -> None:
     for stream_id in range(1, 40_000, 4):
         peer.request(stream_id)
         peer.write(frames.window_update(stream_id, 0))
-    assert len(peer.connection.ids) <= 256 + 32
+    assert len(peer.connection.ids) <= 1024 + 32
     assert peer.connection.streams == {}
 
 
