@@ -21,14 +21,13 @@ def setting(flag: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN4
 
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Make a TOML file's keys (the flags without dashes before them) the defaults of the command."""
-    del parameter
     if path is None:
         return None
     try:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{path}: {error}") from error
-    known = {name for option in context.command.params if (name := option.name) is not None}
+    known = {name for option in context.command.params if (name := option.name) not in (None, parameter.name)}
     defaults = {name.replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(defaults.keys() - known):
         raise click.BadParameter(f"{path}: unknown setting '{unknown[0]}'; known are: {', '.join(sorted(known))}")

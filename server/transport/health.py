@@ -68,6 +68,7 @@ class HealthService(HealthServicer):  # type: ignore[misc]  # the library has no
             if status != last:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status)
+                continue  # it may have changed again while that was sent
             if self._closed:
                 await context.abort(StatusCode.UNAVAILABLE, "the server is shutting down")
             await changed.wait()
