@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos lock conformance clean
+.PHONY: help install demo serve test check fast format protos settings lock conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: $(READY) ## Let ruff put the code in shape
 
 protos: $(READY) ## Generate server/pb from protos/
 	@$(BIN)/python protos/generate.py
+
+settings: $(READY) ## Write docs/settings.md from the declarations
+	@$(BIN)/python docs/make_settings.py
 
 lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
