@@ -152,9 +152,11 @@ def classify(tensor: Tensor, classes: int, labels: Sequence[str], *, batched: bo
     array = to_array(tensor)
     table = array.reshape(array.shape[0] if batched else 1, -1)
     top = min(classes, table.shape[1])
-    scores = table if table.dtype.kind in "iub" else table.astype(np.float64)
-    best = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :top]
-    form = "f" if scores.dtype.kind == "f" else "d"
+    whole = table.dtype.kind in "iub"
+    scores = table if whole else table.astype(np.float64)
+    # The complement turns the order of whole numbers round without ever overflowing.
+    best = np.argsort(np.invert(scores) if whole else -scores, axis=1, kind="stable")[:, :top]
+    form = "d" if whole else "f"
     lines = [
         f"{scores[row, index]:{form}}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
         for row in range(table.shape[0])
