@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections import deque
@@ -20,11 +21,13 @@ from rich.text import Text
 
 from server.telemetry.scrape import Interval, Scrape, fetch, read_scrape
 
-HISTORY: Final = 24
+HISTORY: Final = 16
 """Intervals in a line of recent rates."""
-PICTURE_COLUMNS: Final = 140
+PICTURE_COLUMNS: Final = 150
 BARS: Final = "▁▂▃▄▅▆▇█"
 WITHOUT_ANSWER: Final = ("shed", "expired", "cancelled", "invalid", "error")
+_REMOTE_FONTS: Final = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+"""A picture should not ask another host for its letters."""
 _GONE: Final = "the server does not answer; waiting for it"
 
 
@@ -99,7 +102,8 @@ def draw(content: RenderableType, svg: Path | None) -> None:
     console = Console(record=svg is not None, width=PICTURE_COLUMNS if svg is not None else None)
     console.print(content)
     if svg is not None:
-        console.save_svg(str(svg), title="kairos top")
+        drawn = console.export_svg(title="kairos top")
+        svg.write_text(_REMOTE_FONTS.sub("", drawn))
 
 
 def picture(now: Interval, recent: Recent) -> RenderableType:
@@ -162,7 +166,7 @@ def _models(now: Interval, recent: Recent) -> Table:
     numbers = ("req/s", "in time", "p50", "p99", "wait p99", "rows", "in flight", "waiting", "engines", "hits")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("unanswered/s", overflow="fold")
+    table.add_column("unanswered/s", min_width=24)
     for name, version in versions(now.after):
         table.add_row(f"[bold]{name}[/]:{version}", f"[cyan]{recent.line(name, version)}[/]", *_row(now, name, version))
     return table
