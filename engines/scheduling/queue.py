@@ -1,4 +1,6 @@
-"""Earliest deadline first: the batch is headed by the most urgent request, company joins in order of urgency.
+"""Plain order: the batch is headed by the most urgent, or the oldest, request and takes whom it can.
+
+It knows nothing of costs; `drain.DrainQueue` does.
 
 Rule: nothing here reads a clock, awaits, locks or logs.
 Promise: a request leaves exactly once: in a Batch, in a Refusal, or by withdraw().
@@ -8,62 +10,18 @@ Cost: offer, withdraw and leaving are O(log n); choosing the head is linear in t
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final
 
 from engines.errors import DeadlineExceeded, Overloaded
+from engines.scheduling.heap import Heap, Urgency
 from engines.scheduling.policy import Limits
 from engines.scheduling.report import Batch, BatchReport, ClosedBy, Pending, QueueStatistics, Refusal, Turn
 
 EXPIRED: Final = "Request timeout expired"
 FULL: Final = "Exceeds maximum queue size"
-
-_MIN_DEAD: Final = 64
-"""Heaps with fewer dead entries than this are not worth tidying."""
-
-_Urgency: TypeAlias = tuple[bool, float, int]
-"""(is past its queue timeout, due, seq): lower goes first."""
-
-
-class _Heap:
-    """A heap from which entries may also leave in the middle: they are skipped when they surface."""
-
-    __slots__ = ("_dead", "_items")
-
-    def __init__(self) -> None:
-        self._items: list[tuple[_Urgency, Pending]] = []
-        self._dead = 0
-
-    def __iter__(self) -> Iterator[Pending]:
-        return (pending for _, pending in self._items if pending.waiting)
-
-    def push(self, urgency: _Urgency, pending: Pending) -> None:
-        heapq.heappush(self._items, (urgency, pending))
-
-    def head(self) -> tuple[_Urgency, Pending] | None:
-        """The most urgent entry that still waits."""
-        items = self._items
-        while items:
-            if items[0][1].waiting:
-                return items[0]
-            heapq.heappop(items)
-            self._dead -= 1
-        return None
-
-    def replace_head(self, urgency: _Urgency, pending: Pending) -> None:
-        """Put the head at another place; only right after `head` returned it."""
-        heapq.heapreplace(self._items, (urgency, pending))
-
-    def left(self) -> None:
-        """Some entry has stopped waiting: count it, and tidy once the dead outnumber the living."""
-        self._dead += 1
-        if self._dead > _MIN_DEAD and 2 * self._dead > len(self._items):
-            self._items = [item for item in self._items if item[1].waiting]
-            heapq.heapify(self._items)
-            self._dead = 0
 
 
 class _Lane:
@@ -73,7 +31,7 @@ class _Lane:
 
     def __init__(self, level: int) -> None:
         self.level = level
-        self.heap = _Heap()
+        self.heap = Heap()
         self.arrivals: deque[Pending] = deque()
         self.requests = 0
         self.rows = 0
@@ -85,12 +43,12 @@ class _Lane:
 
 
 class DeadlineQueue:
-    """The Scheduler that Kairos starts from."""
+    """The Scheduler for `Limits.in_order`, and for comparison."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._lanes: dict[tuple[int, object], _Lane] = {}
-        self._expiry = _Heap()
+        self._expiry = Heap()
         self._per_level: dict[int, int] = {}
         self._requests = 0
         self._rows = 0
@@ -194,7 +152,7 @@ class DeadlineQueue:
         self._requests -= 1
         self._rows -= pending.rows
 
-    def _head(self, lane: _Lane, now: float) -> tuple[_Urgency, Pending] | None:
+    def _head(self, lane: _Lane, now: float) -> tuple[Urgency, Pending] | None:
         """The lane's most urgent entry; those whose queue timeout only delays them are first moved back."""
         while (head := lane.heap.head()) is not None:
             (late, due, seq), pending = head
@@ -205,7 +163,7 @@ class DeadlineQueue:
 
     def _most_urgent_lane(self, now: float) -> _Lane | None:
         best: _Lane | None = None
-        best_rank: tuple[int, _Urgency] | None = None
+        best_rank: tuple[int, Urgency] | None = None
         for lane in self._lanes.values():
             head = self._head(lane, now)
             if head is None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engines.errors import InferError
+from engines.scheduling.latency import CostStatistics
 
 
 class ClosedBy(enum.StrEnum):
@@ -16,6 +17,7 @@ class ClosedBy(enum.StrEnum):
 
     FULL = "full"  # not one row more fits
     PREFERRED = "preferred"  # a preferred size was reached
+    DEADLINE = "deadline"  # one row more and a member would have been late, or others lost
     DRAINED = "drained"  # nobody else was waiting, or nobody else fits
     WAITED = "waited"  # the longest wait for company was over
     ALONE = "alone"  # the model takes no batches, or the request must run by itself
@@ -39,6 +41,8 @@ class Pending:
     waiter: Any = None
     seq: int = 0
     """Kept by the scheduler: order of arrival."""
+    order: float = math.inf
+    """Kept by the scheduler: `due`, or when the execution must have ended for the answer to be in time."""
     waiting: bool = False
     """Kept by the scheduler: True from `offer` until the request leaves."""
 
@@ -59,6 +63,8 @@ class Batch:
     padded_rows: int
     """What the engine executes: `rows`, or the next allowed size above."""
     closed_by: ClosedBy
+    number: int = 0
+    """Given by the scheduler; the report of this batch's execution carries it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,29 @@ class BatchReport:
     """Empty when the engine answered."""
     abandoned_rows: int = 0
     """Of `rows`, those whose callers had left when the engine was done."""
+    number: int = 0
+    """The batch's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """What became of the requests of one class of deadlines since the start. Requests, not rows."""
+
+    offered: int = 0
+    refused: int = 0
+    """Told no, at the door or while they waited."""
+    left: int = 0
+    """Their callers went away while they waited."""
+    met: int = 0
+    """Executed, and the answer was ready in time."""
+    late: int = 0
+    """Executed in vain: the answer came after the deadline, or the engine failed."""
+
+    @property
+    def attainment(self) -> float:
+        """Share of those that ended which met their deadline; 1 when none has ended."""
+        ended = self.refused + self.met + self.late
+        return self.met / ended if ended else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +132,7 @@ class QueueStatistics:
     rows: int
     oldest_arrival: float
     """infinite when the queue is empty."""
+    classes: Mapping[str, ClassStatistics] = field(default_factory=dict)
+    """By class of deadlines; empty where the policy keeps no account."""
+    cost: CostStatistics | None = None
+    """None where the policy has no cost model."""

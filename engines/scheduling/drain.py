@@ -1,0 +1,458 @@
+"""The scheduler of Kairos: drain-tested earliest deadline first, with admission.
+
+Rule: nothing here reads a clock, awaits, locks or logs. `plan.py` holds the choice of a batch, `latency.py` the costs.
+Promises:
+- a request leaves exactly once: in a Batch, in a Refusal, or by withdraw();
+- what cannot be met is refused at once, at the door or as soon as it is known; nothing expired is ever executed;
+- priority levels are outermost: a batch is headed by the most urgent level that has work;
+- a request without a deadline takes room that is left, or an engine nobody with a deadline waits for; after
+  `patience_s` it is also given a turn, all of them together at most `patient_share` of the engines' time, in batches
+  no longer than half of what the tightest recent caller gave. So it never starves, and starves nobody;
+- a class of deadlines that overload has starved below `floor` of what it asks gets the next batch that it can head;
+- when more is asked than can be served, tenants above an equal share are refused first.
+Cost: offer and withdraw are O(log n); take is a few dozen binary searches for each (level, key) with work, and
+linear in the size of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from engines.errors import DeadlineExceeded, InferError, Overloaded
+from engines.scheduling.heap import Heap
+from engines.scheduling.lane import Lane
+from engines.scheduling.latency import CostModel
+from engines.scheduling.ledger import Fading, Ledger
+from engines.scheduling.plan import Outlook, Plan, choose
+from engines.scheduling.policy import Limits
+from engines.scheduling.queue import EXPIRED, FULL
+from engines.scheduling.report import Batch, BatchReport, ClosedBy, Pending, QueueStatistics, Refusal, Turn
+from engines.scheduling.running import Running
+
+if TYPE_CHECKING:
+    from engines.scheduling.arbiter import Arbiter
+
+TOO_LATE: Final = "The deadline cannot be met"
+CROWDED: Final = "The deadline cannot be met: too many requests are due before it"
+
+_TICK_S: Final = 1e-6
+"""Alarms ring this much after the moment they are for, so that rounding cannot make them ring twice."""
+_BACKLOG: Final = 1.25
+"""Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
+_HEADROOM: Final = 0.9
+"""The same for tenants above their share: the rest of the room is for the others."""
+_MEMORY_S: Final = 1.0
+"""How long a caller's tight deadline bounds the batches of the patient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineOptions:
+    """How deadlines are kept."""
+
+    reply_s: float = 0.0005
+    """Taken off each deadline for serialising and sending the answer. 0: an answer ready at the deadline is in time."""
+    classes_s: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Upper ends of the classes of deadlines, by the time a request has when it arrives; for attainment and floors."""
+    floor: float = 0.02
+    """Share of its requests that each class is at least served in overload, where deadlines allow it. 0: none."""
+    patience_s: float = 1.0
+    """After this wait a request without a deadline is given a turn. Infinite: it only takes what is left over."""
+    patient_share: float = 0.1
+    """Most of the engines' time for such turns."""
+    stale_s: float = 1.0
+    """When nothing has run for so long, estimates refuse nobody: one request runs, and teaches what it costs."""
+
+
+class DrainQueue:
+    """A Scheduler for one model. `arbiter` is set while the model shares its device."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        cost: CostModel | None = None,
+        options: DeadlineOptions | None = None,
+        *,
+        engines: int = 1,
+    ) -> None:
+        self.limits = limits
+        self.cost = cost or CostModel(limits.max_rows, limits.allowed_rows)
+        self.options = options or DeadlineOptions()
+        self.running = Running(engines)
+        """`running.engines` says how many batches can run at a time; the driver may change it."""
+        self.arbiter: Arbiter | None = None
+        self._ledger = Ledger(self.options.classes_s, self.options.floor)
+        self._lanes: dict[tuple[int, object], Lane] = {}
+        self._expiry = Heap()
+        self._per_level: dict[int, int] = {}
+        self._requests = 0
+        self._rows = 0
+        self._seq = 0
+        self._refusals: list[Refusal] = []
+        self._alarm = math.inf
+        self._demand = Fading(0.1)
+        self._tightest = math.inf
+        self._timed_at = -math.inf
+        self._ran_at = -math.inf
+        self._patient_turn_at = -math.inf
+
+    def __repr__(self) -> str:
+        return f"<DrainQueue [requests: {self._requests} | rows: {self._rows} | running: {len(self.running)}]>"
+
+    # What the driver calls
+
+    def offer(self, pending: Pending, now: float) -> None:
+        """See Scheduler.offer."""
+        self._ledger.offered(pending, now)
+        try:
+            self._admit(pending, now)
+        except InferError:
+            self._ledger.refused(pending)
+            raise
+        self._seq = pending.seq = self._seq + 1
+        pending.waiting = True
+        lane = self._lanes.get((pending.level, pending.key))
+        if lane is None:
+            lane = Lane(pending.level, pending.key, keep_arrivals=self.limits.max_wait_s > 0.0)
+            self._lanes[pending.level, pending.key] = lane
+        lane.add(pending)
+        if pending.order < math.inf:
+            self._alarm = min(self._alarm, pending.order - self._need(pending, now))
+            self._note_tightness(pending.order - now, now)
+        self._per_level[pending.level] = self._per_level.get(pending.level, 0) + 1
+        self._requests += 1
+        self._rows += pending.rows
+
+    def withdraw(self, pending: Pending) -> bool:
+        """See Scheduler.withdraw."""
+        if not pending.waiting:
+            return False
+        lane = self._lanes[pending.level, pending.key]
+        if self._is_delayed(pending, lane):
+            self._expiry.left()
+        lane.remove(pending)
+        self._count_out(lane, [pending])
+        self._ledger.left(pending)
+        return True
+
+    def take(self, now: float) -> Turn:
+        """See Scheduler.take."""
+        self.running.note_idle_engine()
+        self._shed(now, now)
+        if self.arbiter is not None and not self.arbiter.grants(self, now):
+            return Turn(refusals=self._told())
+        lane, plan = self._next(now)
+        if lane is None:
+            return Turn(refusals=self._told())
+        target, closed_by, wake_at = self._close(lane, plan, now)
+        if closed_by is None:
+            return Turn(refusals=self._told(), wake_at=wake_at)
+        members = self._cut(lane, plan, target, now)
+        rows = _rows(members)
+        for pending in members:
+            self._ledger.started(pending, now)
+        number = self.running.start(members, now + self.cost.means[min(rows, self.limits.max_rows)])
+        return Turn(Batch(members, rows, self.cost.padded(rows), closed_by, number), self._told())
+
+    def expire(self, now: float) -> Sequence[Refusal]:
+        """See Scheduler.expire."""
+        self._shed(now, self.running.free_at(now))
+        return self._told()
+
+    def next_expiry(self) -> float:
+        """See Scheduler.next_expiry."""
+        return self._alarm + _TICK_S
+
+    def learn(self, report: BatchReport) -> None:
+        """See Scheduler.learn. Takes the time from the start to the end as the cost, hand-over included."""
+        members = self.running.end(report.number)
+        self._ran_at = report.finished
+        if not report.error:
+            self.cost.observe(report.padded_rows, report.finished - report.started)
+            self._demand.half_life(max(0.05, 2.0 * self.cost.means[-1]))
+        answered = math.inf if report.error else report.finished + self.options.reply_s - 1e-9
+        for pending in members:
+            self._ledger.ran(pending, met=answered <= pending.deadline)
+        if self.arbiter is not None:
+            self.arbiter.wake_next(report.finished)
+
+    def clear(self) -> Sequence[Pending]:
+        """See Scheduler.clear."""
+        everyone = [pending for lane in self._lanes.values() for pending in lane]
+        for pending in everyone:
+            self.withdraw(pending)
+        return everyone
+
+    def statistics(self) -> QueueStatistics:
+        """See Scheduler.statistics. Linear in the number of those who wait."""
+        oldest = min((pending.arrived for lane in self._lanes.values() for pending in lane), default=math.inf)
+        return QueueStatistics(self._requests, self._rows, oldest, self._ledger.statistics(), self.cost.statistics())
+
+    # What the arbiter asks
+
+    @property
+    def waiting_s(self) -> float:
+        """What the waiting rows cost in full batches."""
+        return self._rows * (self.cost.means[-1] or 1e-9) / self.limits.max_rows
+
+    @property
+    def has_news(self) -> bool:
+        """Whether refusals wait to be told."""
+        return bool(self._refusals)
+
+    def latest_start(self, now: float) -> float | None:
+        """When the batch that should run next must start; infinite without a deadline, None when there is none."""
+        if len(self.running) >= self.running.engines:
+            return None
+        self._shed(now, now)
+        lane, plan = self._next(now)
+        if lane is None or self._close(lane, plan, now)[1] is None:  # nobody, or they wait for company
+            return None
+        return math.inf if plan is None else plan.latest_start
+
+    # Admission and giving up
+
+    def _admit(self, pending: Pending, now: float) -> None:
+        """Raise unless it can be met, and set the order it waits in."""
+        if pending.deadline <= now:
+            raise DeadlineExceeded(EXPIRED)
+        self._demand.add(pending.rows, now)
+        bound = self.limits.policy_of(pending.level).max_requests
+        if 0 < bound <= self._per_level.get(pending.level, 0):
+            raise Overloaded(FULL, retry_after_s=self._drained_in())
+        finish_by = pending.deadline - self.options.reply_s
+        pending.order = min(pending.due, finish_by)
+        if finish_by == math.inf:
+            return
+        free_at = self.running.free_at(now)
+        if finish_by < free_at + self._need(pending, now):
+            raise self._too_late(pending, now, free_at)
+        if pending.due == pending.deadline and self._is_crowded(pending, now, free_at):
+            raise Overloaded(CROWDED, retry_after_s=self._drained_in())
+
+    def _is_crowded(self, pending: Pending, now: float, free_at: float) -> bool:
+        """Whether more is due before it than full batches could serve until then."""
+        lane = self._lanes.get((pending.level, pending.key))
+        if lane is None or lane.timed_rows <= self.limits.max_rows or self.cost.means[-1] <= 0.0:
+            return False
+        rate = self.running.engines * self.limits.max_rows / self.cost.means[-1] * self._share(lane)
+        spare = _HEADROOM if self._ledger.above_share(pending, now) else _BACKLOG
+        room = rate * spare * (pending.order - free_at) + self.limits.max_rows
+        if lane.timed_rows <= room:
+            return False
+        return lane.timed.rank(pending.order) * lane.timed_rows / len(lane.timed) > room
+
+    def _shed(self, now: float, free_at: float) -> None:
+        """Give up whom an execution from `free_at` on cannot serve in time."""
+        for lane in list(self._lanes.values()):
+            gone: list[Pending] = []
+            while lane.timed:
+                pending = lane.timed.first()[2]
+                if pending.order >= free_at + self._need(pending, now):
+                    break
+                if pending.due < pending.deadline and pending.order == pending.due:
+                    self._delay(lane, pending)
+                else:
+                    lane.remove(pending)
+                    gone.append(pending)
+            self._give_up(lane, gone, now, free_at)
+        while (head := self._expiry.head()) is not None and head[1].deadline <= now:
+            lane = self._lanes[head[1].level, head[1].key]
+            lane.remove(head[1])
+            self._expiry.left()
+            self._give_up(lane, [head[1]], now, free_at)
+        self._set_alarm(now)
+
+    def _give_up(self, lane: Lane, gone: Sequence[Pending], now: float, free_at: float) -> None:
+        self._count_out(lane, gone)
+        for pending in gone:
+            self._ledger.refused(pending)
+            self._refusals.append(Refusal(pending, self._too_late(pending, now, free_at)))
+
+    def _delay(self, lane: Lane, pending: Pending) -> None:
+        lane.put_back(pending)
+        if pending.deadline < math.inf:
+            self._expiry.push((False, pending.deadline, pending.seq), pending)
+
+    def _is_delayed(self, pending: Pending, lane: Lane) -> bool:
+        return pending.deadline < math.inf and pending.seq in lane.patient
+
+    def _set_alarm(self, now: float) -> None:
+        alarm = math.inf
+        for lane in self._lanes.values():
+            if lane.timed:
+                pending = lane.timed.first()[2]
+                alarm = min(alarm, pending.order - self._need(pending, now))
+        head = self._expiry.head()
+        self._alarm = alarm if head is None else min(alarm, head[1].deadline)
+
+    def _too_late(self, pending: Pending, now: float, free_at: float) -> InferError:
+        if pending.deadline <= now:
+            return DeadlineExceeded(EXPIRED)
+        need = self._need(pending, now)
+        given = pending.deadline - self.options.reply_s - pending.arrived
+        if need > given:  # not even an idle engine could
+            return Overloaded(TOO_LATE)
+        return Overloaded(TOO_LATE, retry_after_s=max(free_at + need - given - now, self._drained_in(), 0.001))
+
+    def _drained_in(self) -> float:
+        return self.waiting_s / self.running.engines / self._share(None)
+
+    def _need(self, pending: Pending, now: float) -> float:
+        """Seconds that its execution takes at the least; 0 when the estimate is too old to refuse anybody."""
+        trusted = len(self.running) > 0 or now - self._ran_at <= self.options.stale_s
+        return self.cost.bounds[min(pending.rows, self.limits.max_rows)] if trusted else 0.0
+
+    def _told(self) -> Sequence[Refusal]:
+        told, self._refusals = self._refusals, []
+        return told
+
+    # Choosing
+
+    def _next(self, now: float) -> tuple[Lane, Plan | None] | tuple[None, None]:
+        """Whom to serve next: a lane and the plan for its timed ones, or None when its patient ones have their turn."""
+        waited = self._overdue_lane(now)
+        if waited is not None:
+            return waited, None
+        level = min((lane.level for lane in self._lanes.values()), default=0)
+        lanes = [lane for lane in self._lanes.values() if lane.level == level]
+        timed = [(choose(lane.timed, lane.timed_rows, self._outlook(lane, now)), lane) for lane in lanes if lane.timed]
+        if timed:
+            plan, lane = min(timed, key=lambda pair: pair[0].latest_start)
+            return lane, self._raised_to_floor(lane, plan, now)
+        if lanes:
+            return min(lanes, key=_patient_since), None
+        return None, None
+
+    def _overdue_lane(self, now: float) -> Lane | None:
+        """The lane whose patient ones have waited too long, when it is their turn."""
+        if now < self._patient_turn_at:
+            return None
+        waited = [lane for lane in self._lanes.values() if _patient_since(lane) + self.options.patience_s <= now]
+        return min(waited, key=_patient_since, default=None)
+
+    def _raised_to_floor(self, lane: Lane, plan: Plan, now: float) -> Plan:
+        """A plan that passes over its heads does not, when the first head's class is owed service."""
+        if plan.start == 0 or not self._ledger.owed(lane.timed.first()[2], now):
+            return plan
+        due = lane.timed.first()[0]
+        rows = self._survivable(due - now)
+        return Plan(0, rows, plan.latest_start) if rows > 0 else plan
+
+    def _outlook(self, lane: Lane, now: float) -> Outlook:
+        cost = self.cost
+        others = self.running.others_free_at(now)
+        share = self._share(lane)
+        demand = self._demand.rate(now) * (lane.rows / self._rows)
+        return Outlook(now, cost.means, cost.bounds, cost.sizes, others, share, demand)
+
+    def _share(self, lane: Lane | None) -> float:
+        """What part of the device's time the lane, or all of them, can count on."""
+        share = 1.0 if self.arbiter is None else self.arbiter.share(self)
+        return share if lane is None or len(self._lanes) == 1 else share * lane.rows / self._rows
+
+    def _note_tightness(self, left: float, now: float) -> None:
+        if left < self._tightest or now > self._timed_at + _MEMORY_S:
+            self._tightest = left
+        else:
+            self._tightest += 0.01 * (left - self._tightest)
+        self._timed_at = now
+
+    def _close(self, lane: Lane, plan: Plan | None, now: float) -> tuple[int, ClosedBy | None, float]:
+        """How many rows to take from the lane now, and why; or no reason, and when to ask again."""
+        limits = self.limits
+        if limits.max_rows <= 1:
+            return 1, ClosedBy.ALONE, math.inf
+        if plan is not None and (plan.start > 0 or plan.rows < lane.timed_rows):
+            return plan.rows, ClosedBy.FULL if plan.rows >= limits.max_rows else ClosedBy.DEADLINE, math.inf
+        waiting = lane.rows
+        if waiting >= limits.max_rows:
+            return limits.max_rows, ClosedBy.FULL, math.inf
+        reached = max((rows for rows in limits.preferred_rows if rows <= waiting), default=0)
+        if reached:
+            return reached, ClosedBy.PREFERRED, math.inf
+        if limits.max_wait_s > 0.0:
+            wake_at = lane.oldest_arrival() + limits.max_wait_s
+            if plan is not None:
+                wake_at = min(wake_at, plan.latest_start)
+            if wake_at > now:
+                return 0, None, wake_at
+            return waiting, ClosedBy.WAITED, math.inf
+        return waiting, ClosedBy.DRAINED, math.inf
+
+    # Cutting a batch
+
+    def _cut(self, lane: Lane, plan: Plan | None, target: int, now: float) -> list[Pending]:
+        """Take the planned ones out of the lane, and company for them while that harms nobody."""
+        if plan is None:
+            return self._cut_patient(lane, target, now)
+        members = lane.cut_timed(plan.start, min(target, plan.rows))
+        self._count_out(lane, members)
+        if self._requests and not lane.timed:
+            rows = _rows(members)
+            due = min(pending.order for pending in members)
+            room = self._survivable(min(due - now, max(self.cost.bounds[rows], self._patience())))
+            self._add_company(members, lane, room - rows, now)
+        return members
+
+    def _cut_patient(self, lane: Lane, target: int, now: float) -> list[Pending]:
+        first = next(iter(lane.patient.values()))
+        if now > self._timed_at + _MEMORY_S:
+            self._tightest = math.inf
+        room = max(first.rows, min(target, self._survivable(self._patience())))
+        members = lane.cut_patient(room)
+        self._count_out(lane, members)
+        rows = _rows(members)
+        self._patient_turn_at = now + self.cost.means[min(rows, self.limits.max_rows)] / self.options.patient_share
+        if lane.timed:
+            head = lane.timed.first()
+            room = self._survivable(head[0] - now) - rows
+            if head[2].rows <= room:
+                timed = lane.cut_timed(0, room)
+                self._count_out(lane, timed)
+                members += timed
+        return members
+
+    def _add_company(self, members: list[Pending], lane: Lane, room: int, now: float) -> None:
+        """Fill what is left: patient ones of the lane, then lower levels of the same key."""
+        ends = now + self.cost.bounds[min(_rows(members) + room, self.limits.max_rows)]
+        same_key = sorted((other for other in self._lanes.values() if other.key == lane.key), key=lambda one: one.level)
+        for other in same_key:
+            if room <= 0:
+                return
+            added: list[Pending] = []
+            start = other.timed.rank(ends)
+            if start < len(other.timed) and next(other.timed.walk(start))[2].rows <= room:
+                added = other.cut_timed(start, room)
+            added += other.cut_patient(room - _rows(added))
+            self._count_out(other, added)
+            members += added
+            room -= _rows(added)
+
+    def _survivable(self, seconds: float) -> int:
+        return bisect_right(self.cost.bounds, seconds) - 1
+
+    def _patience(self) -> float:
+        """Seconds that a batch of the patient may take: half of what the tightest recent caller gave."""
+        return self._tightest / 2.0
+
+    def _count_out(self, lane: Lane, gone: Sequence[Pending]) -> None:
+        for pending in gone:
+            pending.waiting = False
+        self._requests -= len(gone)
+        self._rows -= _rows(gone)
+        self._per_level[lane.level] -= len(gone)
+        if not lane:
+            self._lanes.pop((lane.level, lane.key), None)
+
+
+def _rows(members: Sequence[Pending]) -> int:
+    return sum(pending.rows for pending in members)
+
+
+def _patient_since(lane: Lane) -> float:
+    """Arrival of the first of the lane's patient ones; infinite when there is none."""
+    return next(iter(lane.patient.values())).arrived if lane.patient else math.inf

@@ -1,0 +1,127 @@
+"""Who asked for what, and what they got: attainment by class of deadlines, and shares by tenant.
+
+Rule: nothing here reads a clock. Recent counts fade with time, halving every `_HALF_LIFE_S`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from engines.scheduling.report import ClassStatistics, Pending
+
+_HALF_LIFE_S: Final = 2.0
+_TENANTS: Final = 1024
+"""Most tenants with an account; beyond, the least active is forgotten."""
+
+
+class Fading:
+    """A count that forgets: an event weighs half after one half-life."""
+
+    __slots__ = ("_at", "_count", "_decay")
+
+    def __init__(self, half_life_s: float = _HALF_LIFE_S) -> None:
+        self._decay = math.log(2.0) / half_life_s
+        self._count = 0.0
+        self._at = -math.inf
+
+    def half_life(self, seconds: float) -> None:
+        """Forget at another pace from now on."""
+        self._decay = math.log(2.0) / seconds
+
+    def add(self, amount: float, now: float) -> None:
+        """Count it."""
+        self._count = self.value(now) + amount
+        self._at = now
+
+    def value(self, now: float) -> float:
+        """What is left of all that was counted."""
+        return self._count * math.exp(-self._decay * (now - self._at)) if self._count else 0.0
+
+    def rate(self, now: float) -> float:
+        """Counts a second, over about the last half-life."""
+        return self.value(now) * self._decay
+
+
+class _Class:
+    __slots__ = ("asked", "got", "label", "late", "left", "met", "offered", "refused")
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.offered = self.refused = self.left = self.met = self.late = 0
+        self.asked = Fading()
+        self.got = Fading()
+
+
+class Ledger:
+    """The account of one queue."""
+
+    def __init__(self, classes_s: Sequence[float], floor: float) -> None:
+        self._bounds = sorted(classes_s)
+        labels = [f"<={bound:g}s" for bound in self._bounds]
+        labels += [f">{self._bounds[-1]:g}s" if self._bounds else "any", "none"]
+        self._classes = [_Class(label) for label in labels]
+        self._floor = floor
+        self._tenants: dict[str, Fading] = {}
+
+    def offered(self, pending: Pending, now: float) -> None:
+        """It came, whatever becomes of it."""
+        account = self._of(pending)
+        account.offered += 1
+        account.asked.add(1.0, now)
+
+    def refused(self, pending: Pending) -> None:
+        """It was told no."""
+        self._of(pending).refused += 1
+
+    def left(self, pending: Pending) -> None:
+        """Its caller went away."""
+        self._of(pending).left += 1
+
+    def ran(self, pending: Pending, *, met: bool) -> None:
+        """Its execution has ended."""
+        account = self._of(pending)
+        if met:
+            account.met += 1
+        else:
+            account.late += 1
+
+    def started(self, pending: Pending, now: float) -> None:
+        """It leaves for an engine."""
+        self._of(pending).got.add(1.0, now)
+        tenant = self._tenants.get(pending.tenant)
+        if tenant is None:
+            if len(self._tenants) >= _TENANTS:
+                del self._tenants[min(self._tenants, key=lambda name: self._tenants[name].value(now))]
+            tenant = self._tenants[pending.tenant] = Fading()
+        tenant.add(pending.rows, now)
+
+    def owed(self, pending: Pending, now: float) -> bool:
+        """Whether its class has lately been served less than its floor."""
+        account = self._of(pending)
+        return account.got.value(now) < self._floor * account.asked.value(now)
+
+    def above_share(self, pending: Pending, now: float) -> bool:
+        """Whether its tenant has lately had more than an equal part of what was executed. Never with one tenant."""
+        if len(self._tenants) < 2:
+            return False
+        mine = self._tenants.get(pending.tenant)
+        if mine is None:
+            return False
+        active = [value for tenant in self._tenants.values() if (value := tenant.value(now)) >= 1.0]
+        return len(active) > 1 and mine.value(now) > sum(active) / len(active)
+
+    def statistics(self) -> Mapping[str, ClassStatistics]:
+        """By label, those that were ever asked for."""
+        return {
+            account.label: ClassStatistics(account.offered, account.refused, account.left, account.met, account.late)
+            for account in self._classes
+            if account.offered
+        }
+
+    def _of(self, pending: Pending) -> _Class:
+        if pending.deadline == math.inf:
+            return self._classes[-1]
+        return self._classes[bisect_left(self._bounds, pending.deadline - pending.arrived - 1e-9)]
