@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from engines.scheduling.arbiter import Arbiter
-from engines.scheduling.arrivals import Arrival, Mix, bursty, poisson
+from engines.scheduling.arrivals import Arrival, Bursts, Mix, bursty, poisson
 from engines.scheduling.drain import DeadlineOptions, DrainQueue
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Limits, Scheduler
@@ -28,6 +28,8 @@ POLICIES: Final = (DEADLINE, *RIVALS)
 
 _MEAN_OF_NORMAL: Final = math.sqrt(2.0 / math.pi)
 """Mean of |normal(0, 1)|."""
+_BURST: Final = 10.0
+"""Full executions in a mean burst; in between it is three times as long."""
 _FIFO_WAIT_S: Final = 0.001
 """What FIFO servers are usually told to wait for company."""
 
@@ -66,11 +68,19 @@ class Case:
         rng = random.Random(seed)  # noqa: S311  (a simulation must be repeatable)
         shares = self.mix.rows
         mean = sum(rows * share for rows, share in shares.items()) / sum(shares.values())
-        times = (bursty if bursts else poisson)(load * self.capacity / mean, count, rng)
+        rate = load * self.capacity / mean
+        high_s = _BURST * self.seconds(self.limits.max_rows)
+        shape = Bursts(high_s=high_s, low_s=3.0 * high_s)
+        times = bursty(rate, count, rng, shape) if bursts else poisson(rate, count, rng)
         return list(self.mix.draw(times, rng))
 
     def play(
-        self, policy: str, arrivals: Sequence[Arrival], *, seed: int = 0, progress: Callable[[int], None] = lambda _: None
+        self,
+        policy: str,
+        arrivals: Sequence[Arrival],
+        *,
+        seed: int = 0,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> Outcome:
         """What a policy makes of these requests."""
         if policy == DEADLINE and self.mix.models > 1:

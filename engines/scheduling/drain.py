@@ -41,10 +41,13 @@ CROWDED: Final = "The deadline cannot be met: too many requests are due before i
 
 _TICK_S: Final = 1e-6
 """Alarms ring this much after the moment they are for, so that rounding cannot make them ring twice."""
-_BACKLOG: Final = 1.25
+_BACKLOG: Final = 3.0
 """Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
 _HEADROOM: Final = 0.9
 """The same for tenants above their share: the rest of the room is for the others."""
+_LEAST_S: Final = 0.05
+_HALF_LIVES: Final = 4.0
+"""The rate of arrivals fades by half in this many full executions, and not faster than in `_LEAST_S`."""
 _MEMORY_S: Final = 1.0
 """How long a caller's tight deadline bounds the batches of the patient."""
 
@@ -57,7 +60,7 @@ class DeadlineOptions:
     """Taken off each deadline for serialising and sending the answer. 0: an answer ready at the deadline is in time."""
     classes_s: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Upper ends of the classes of deadlines, by the time a request has when it arrives; for attainment and floors."""
-    floor: float = 0.02
+    floor: float = 0.01
     """Share of its requests that each class is at least served in overload, where deadlines allow it. 0: none."""
     patience_s: float = 1.0
     """After this wait a request without a deadline is given a turn. Infinite: it only takes what is left over."""
@@ -172,7 +175,7 @@ class DrainQueue:
         self._ran_at = report.finished
         if not report.error:
             self.cost.observe(report.padded_rows, report.finished - report.started)
-            self._demand.half_life(max(0.05, 2.0 * self.cost.means[-1]))
+            self._demand.half_life(max(_LEAST_S, _HALF_LIVES * self.cost.means[-1]))
         answered = math.inf if report.error else report.finished + self.options.reply_s - 1e-9
         for pending in members:
             self._ledger.ran(pending, met=answered <= pending.deadline)

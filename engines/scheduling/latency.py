@@ -5,8 +5,8 @@ Shape: seconds(rows) = curve(rows) * ratio. The curve is the isotonic regression
 median per size, read off linearly in between; the ratio says how far single executions stray from the curve, and is
 shared by all sizes, so that a size that ran twice has a usable quantile.
 Robust: medians ignore outliers, a ratio counts as at most four.
-Drift: when four executions in a row are above the quantile, or the median of the last twelve is a tenth off, the
-whole curve moves by that median: sizes that have not run lately are corrected too.
+Drift: when four executions in a row are above the quantile, or the median of the last twelve is a tenth off and not
+by chance, the whole curve moves by that median: sizes that have not run lately are corrected too.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ _SAMPLES: Final = 24
 _RATIOS: Final = 256
 """Executions of any size that the quantile is taken over."""
 _RECENT: Final = 12
-_DRIFT: Final = 1.1
-"""The curve moves when the median of the last `_RECENT` ratios is off by more than this factor."""
+_DRIFT: Final = 0.1
+"""The curve moves when the median of the last `_RECENT` ratios is off by more than this, ..."""
+_CHANCE: Final = 4.0 * 1.25 / math.sqrt(_RECENT)
+"""... and by more than this times their standard deviation: four of the median's own."""
 _IN_A_ROW: Final = 4
 _OUTLIER: Final = 4.0
 """No single execution counts as further from the curve than this factor."""
@@ -67,6 +69,7 @@ class CostModel:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._errors: deque[float] = deque(maxlen=32)
         self._executions = 0
+        self._tolerance = _DRIFT
         self.spread = 1.0
         self.typical = [0.0] * (max_rows + 1)
         self.means = self.typical
@@ -146,9 +149,9 @@ class CostModel:
     def _follow_drift(self) -> bool:
         recent = self._recent
         last = list(islice(reversed(recent), _IN_A_ROW))
-        if len(last) == _IN_A_ROW and min(last) > self.spread * _DRIFT:
+        if len(last) == _IN_A_ROW and min(last) > self.spread * (1.0 + _DRIFT):
             factor, moved = median(last), _IN_A_ROW
-        elif len(recent) == _RECENT and not 1.0 / _DRIFT < median(recent) < _DRIFT:
+        elif len(recent) == _RECENT and abs(median(recent) - 1.0) > self._tolerance:
             factor, moved = median(recent), _RECENT
         else:
             return False
@@ -169,6 +172,7 @@ class CostModel:
         self.typical = [0.0, *by_rows.tolist()]
         padded = np.asarray([0.0, *by_rows])[self._padded]
         self.spread = max(1.0, quantile_of(self._ratios, self.quantile))
+        self._tolerance = max(_DRIFT, _CHANCE * float(np.std(self._ratios))) if self._ratios else _DRIFT
         self.means = (padded * (fmean(self._ratios) if self._ratios else 1.0)).tolist()
         self.bounds = (padded * self.spread).tolist()
 

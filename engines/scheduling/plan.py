@@ -24,11 +24,11 @@ from typing import Final, NamedTuple
 
 from engines.scheduling.ordered import Entry, Ordered
 
-_KEEP_UP: Final = 0.8
+_KEEP_UP: Final = 0.9
 """Small batches are fine while they serve this share of what arrives; measured, 0.5 to 0.8 are alike, 0.9 is worse."""
-_CROWDED: Final = 1.25
+_CROWDED: Final = 1.4
 """Load from which the largest batch is always right, and looking ahead only costs."""
-_PRICE: Final = 0.5
+_PRICE: Final = 0.3
 """What engine time is worth, in shares of the best rate."""
 _STEPS: Final = 48
 """Batches drained one by one; what waits behind them is tested block by block."""
