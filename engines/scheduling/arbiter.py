@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 from engines.scheduling.drain import DrainQueue
 
-_LEAST_SHARE = 0.05
+_PLANNED: Final = 3
+"""Models, by their heads, that are worth a plan."""
+_LEAST_SHARE: Final = 0.05
 """However little of a model waits, it counts on this much."""
 
 
@@ -62,10 +65,16 @@ class Arbiter:
 
     def _most_urgent(self, now: float) -> DrainQueue | None:
         best, earliest = None, math.inf
-        for queue in self._wakes:
+        planned = 0
+        for queue in sorted(self._wakes, key=lambda each: each.first_order):
             start = queue.latest_start(now)
             if queue.has_news:
                 self._wakes[queue]()
-            if start is not None and (best is None or start < earliest):
+            if start is None:
+                continue
+            if best is None or start < earliest:
                 best, earliest = queue, start
+            planned += 1
+            if planned == _PLANNED:
+                break
         return best

@@ -1,4 +1,4 @@
-"""Ready worlds for the simulator: policies by name, a case with all that it needs, and the cells of the documentation."""
+"""Ready worlds for the simulator: policies by name, and cases with all that they need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Case:
     jitter: float = 0.0
     seed_error: float = 1.0
     """The cost models start from the true times multiplied by this."""
-    quantile: float = 0.95
+    quantile: float = 0.9
     options: DeadlineOptions = field(default_factory=lambda: DeadlineOptions(reply_s=0.0))
 
     @property

@@ -8,7 +8,7 @@ Promises:
 - a request without a deadline takes room that is left, or an engine nobody with a deadline waits for; after
   `patience_s` it is also given a turn, all of them together at most `patient_share` of the engines' time, in batches
   no longer than half of what the tightest recent caller gave. So it never starves, and starves nobody;
-- a class of deadlines that overload has starved below `floor` of what it asks gets the next batch that it can head;
+- a class of deadlines that overload serves less than `floor` times the mean gets the next batch that it can head;
 - when more is asked than can be served, tenants above an equal share are refused first.
 Cost: offer and withdraw are O(log n); take is a few dozen binary searches for each (level, key) with work, and
 linear in the size of the batch.
@@ -20,6 +20,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from engines.errors import DeadlineExceeded, InferError, Overloaded
@@ -45,6 +46,8 @@ _BACKLOG: Final = 3.0
 """Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
 _HEADROOM: Final = 0.9
 """The same for tenants above their share: the rest of the room is for the others."""
+_PLANNED: Final = 3
+"""Lanes, by their heads, that are worth a plan: whoever must start first is nearly always among them."""
 _LEAST_S: Final = 0.05
 _HALF_LIVES: Final = 4.0
 """The rate of arrivals fades by half in this many full executions, and not faster than in `_LEAST_S`."""
@@ -60,8 +63,8 @@ class DeadlineOptions:
     """Taken off each deadline for serialising and sending the answer. 0: an answer ready at the deadline is in time."""
     classes_s: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Upper ends of the classes of deadlines, by the time a request has when it arrives; for attainment and floors."""
-    floor: float = 0.01
-    """Share of its requests that each class is at least served in overload, where deadlines allow it. 0: none."""
+    floor: float = 0.02
+    """What part of the mean service each class gets at least in overload, where deadlines allow it. 0: none."""
     patience_s: float = 1.0
     """After this wait a request without a deadline is given a turn. Infinite: it only takes what is left over."""
     patient_share: float = 0.1
@@ -123,7 +126,7 @@ class DrainQueue:
             self._lanes[pending.level, pending.key] = lane
         lane.add(pending)
         if pending.order < math.inf:
-            self._alarm = min(self._alarm, pending.order - self._need(pending, now))
+            self._alarm = min(self._alarm, pending.order - self._need(pending, trusted=self._trusts(now)))
             self._note_tightness(pending.order - now, now)
         self._per_level[pending.level] = self._per_level.get(pending.level, 0) + 1
         self._requests += 1
@@ -155,8 +158,7 @@ class DrainQueue:
             return Turn(refusals=self._told(), wake_at=wake_at)
         members = self._cut(lane, plan, target, now)
         rows = _rows(members)
-        for pending in members:
-            self._ledger.started(pending, now)
+        self._ledger.started(members, now)
         number = self.running.start(members, now + self.cost.means[min(rows, self.limits.max_rows)])
         return Turn(Batch(members, rows, self.cost.padded(rows), closed_by, number), self._told())
 
@@ -202,6 +204,11 @@ class DrainQueue:
         return self._rows * (self.cost.means[-1] or 1e-9) / self.limits.max_rows
 
     @property
+    def first_order(self) -> float:
+        """When the first of those who wait is due; infinite for nobody, or nobody with a deadline."""
+        return min((_first_order(lane) for lane in self._lanes.values() if lane.timed), default=math.inf)
+
+    @property
     def has_news(self) -> bool:
         """Whether refusals wait to be told."""
         return bool(self._refusals)
@@ -220,24 +227,26 @@ class DrainQueue:
 
     def _admit(self, pending: Pending, now: float) -> None:
         """Raise unless it can be met, and set the order it waits in."""
-        if pending.deadline <= now:
+        if min(pending.deadline, pending.start_by) <= now:
             raise DeadlineExceeded(EXPIRED)
         self._demand.add(pending.rows, now)
         bound = self.limits.policy_of(pending.level).max_requests
         if 0 < bound <= self._per_level.get(pending.level, 0):
             raise Overloaded(FULL, retry_after_s=self._drained_in())
         finish_by = pending.deadline - self.options.reply_s
-        pending.order = min(pending.due, finish_by)
-        if finish_by == math.inf:
+        pending.order = min(finish_by, _starts_by(pending) + self.cost.bounds[-1])
+        if pending.order == math.inf:
             return
         free_at = self.running.free_at(now)
-        if finish_by < free_at + self._need(pending, now):
+        if _is_only_delayed(pending):
+            return
+        if pending.order < free_at + self._need(pending, trusted=self._trusts(now)):
             raise self._too_late(pending, now, free_at)
-        if pending.due == pending.deadline and self._is_crowded(pending, now, free_at):
+        if self._is_crowded(pending, now, free_at):
             raise Overloaded(CROWDED, retry_after_s=self._drained_in())
 
     def _is_crowded(self, pending: Pending, now: float, free_at: float) -> bool:
-        """Whether more is due before it than full batches could serve until then."""
+        """Whether more is due no later than it than full batches could serve until then."""
         lane = self._lanes.get((pending.level, pending.key))
         if lane is None or lane.timed_rows <= self.limits.max_rows or self.cost.means[-1] <= 0.0:
             return False
@@ -246,17 +255,18 @@ class DrainQueue:
         room = rate * spare * (pending.order - free_at) + self.limits.max_rows
         if lane.timed_rows <= room:
             return False
-        return lane.timed.rank(pending.order) * lane.timed_rows / len(lane.timed) > room
+        return lane.timed.rank(pending.order + _TICK_S) * lane.timed_rows / len(lane.timed) > room
 
     def _shed(self, now: float, free_at: float) -> None:
         """Give up whom an execution from `free_at` on cannot serve in time."""
+        trusted = self._trusts(now)
         for lane in list(self._lanes.values()):
             gone: list[Pending] = []
             while lane.timed:
                 pending = lane.timed.first()[2]
-                if pending.order >= free_at + self._need(pending, now):
+                if pending.order >= free_at + self._need(pending, trusted=trusted):
                     break
-                if pending.due < pending.deadline and pending.order == pending.due:
+                if _is_only_delayed(pending) and pending.deadline > now:
                     self._delay(lane, pending)
                 else:
                     lane.remove(pending)
@@ -285,17 +295,18 @@ class DrainQueue:
 
     def _set_alarm(self, now: float) -> None:
         alarm = math.inf
+        trusted = self._trusts(now)
         for lane in self._lanes.values():
             if lane.timed:
                 pending = lane.timed.first()[2]
-                alarm = min(alarm, pending.order - self._need(pending, now))
+                alarm = min(alarm, pending.order - self._need(pending, trusted=trusted))
         head = self._expiry.head()
         self._alarm = alarm if head is None else min(alarm, head[1].deadline)
 
     def _too_late(self, pending: Pending, now: float, free_at: float) -> InferError:
-        if pending.deadline <= now:
+        if min(pending.deadline, pending.start_by) <= now:
             return DeadlineExceeded(EXPIRED)
-        need = self._need(pending, now)
+        need = self._need(pending, trusted=True)
         given = pending.deadline - self.options.reply_s - pending.arrived
         if need > given:  # not even an idle engine could
             return Overloaded(TOO_LATE)
@@ -304,10 +315,19 @@ class DrainQueue:
     def _drained_in(self) -> float:
         return self.waiting_s / self.running.engines / self._share(None)
 
-    def _need(self, pending: Pending, now: float) -> float:
-        """Seconds that its execution takes at the least; 0 when the estimate is too old to refuse anybody."""
-        trusted = len(self.running) > 0 or now - self._ran_at <= self.options.stale_s
-        return self.cost.bounds[min(pending.rows, self.limits.max_rows)] if trusted else 0.0
+    def _need(self, pending: Pending, *, trusted: bool) -> float:
+        """Seconds before its `order` at which it must start at the latest.
+
+        That is what its execution takes at the least, or nothing when the estimate is too old to refuse anybody; and
+        all that is left after the end of its queue timeout.
+        """
+        need = self.cost.bounds[min(pending.rows, self.limits.max_rows)] if trusted else 0.0
+        start_by = _starts_by(pending)
+        return need if start_by == math.inf else max(need, pending.order - start_by)
+
+    def _trusts(self, now: float) -> bool:
+        """Whether the estimates are fresh enough to refuse anybody."""
+        return now - self._ran_at <= self.options.stale_s or len(self.running) > 0
 
     def _told(self) -> Sequence[Refusal]:
         told, self._refusals = self._refusals, []
@@ -322,9 +342,9 @@ class DrainQueue:
             return waited, None
         level = min((lane.level for lane in self._lanes.values()), default=0)
         lanes = [lane for lane in self._lanes.values() if lane.level == level]
-        timed = [(choose(lane.timed, lane.timed_rows, self._outlook(lane, now)), lane) for lane in lanes if lane.timed]
-        if timed:
-            plan, lane = min(timed, key=lambda pair: pair[0].latest_start)
+        if urgent := nsmallest(_PLANNED, (lane for lane in lanes if lane.timed), key=_first_order):
+            plans = [(choose(lane.timed, lane.timed_rows, self._outlook(lane, now)), lane) for lane in urgent]
+            plan, lane = min(plans, key=lambda pair: pair[0].latest_start)
             return lane, self._raised_to_floor(lane, plan, now)
         if lanes:
             return min(lanes, key=_patient_since), None
@@ -452,8 +472,23 @@ class DrainQueue:
             self._lanes.pop((lane.level, lane.key), None)
 
 
+def _is_only_delayed(pending: Pending) -> bool:
+    """Whether the end of its queue timeout moves it back instead of out."""
+    return pending.due < pending.deadline
+
+
+def _starts_by(pending: Pending) -> float:
+    """When its queue timeout is over, whatever that means for it."""
+    return pending.due if _is_only_delayed(pending) else pending.start_by
+
+
 def _rows(members: Sequence[Pending]) -> int:
     return sum(pending.rows for pending in members)
+
+
+def _first_order(lane: Lane) -> float:
+    """When the first of the lane's timed ones is due."""
+    return lane.timed.first()[0]
 
 
 def _patient_since(lane: Lane) -> float:

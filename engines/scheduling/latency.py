@@ -5,7 +5,7 @@ Shape: seconds(rows) = curve(rows) * ratio. The curve is the isotonic regression
 median per size, read off linearly in between; the ratio says how far single executions stray from the curve, and is
 shared by all sizes, so that a size that ran twice has a usable quantile.
 Robust: medians ignore outliers, a ratio counts as at most four.
-Drift: when four executions in a row are above the quantile, or the median of the last twelve is a tenth off and not
+Drift: when four executions in a row are outside the quantiles, or the median of the last twelve is a tenth off and not
 by chance, the whole curve moves by that median: sizes that have not run lately are corrected too.
 """
 
@@ -46,7 +46,7 @@ class CostStatistics:
 
     executions: int
     error_ratio: float
-    """Median of the last executions' seconds over what the curve said at the time. 1: exact; 2: twice as slow."""
+    """Mean of the last 32 executions' seconds over what the curve said at the time. 1: exact; 2: twice as slow."""
     spread: float
     """Quantile over typical: 1.5 says that batches are planned with 1.5 times the typical seconds."""
     seconds: Mapping[int, float]
@@ -56,7 +56,7 @@ class CostStatistics:
 class CostModel:
     """Cost of one model on one kind of device; `typical`, `means` and `bounds` are tables indexed by rows."""
 
-    def __init__(self, max_rows: int, allowed_rows: Sequence[int] = (), *, quantile: float = 0.95) -> None:
+    def __init__(self, max_rows: int, allowed_rows: Sequence[int] = (), *, quantile: float = 0.9) -> None:
         self.max_rows = max_rows
         self.sizes: list[int] = _sizes(max_rows, allowed_rows)
         """Sizes worth considering, ascending; the last is `max_rows`."""
@@ -70,6 +70,7 @@ class CostModel:
         self._errors: deque[float] = deque(maxlen=32)
         self._executions = 0
         self._tolerance = _DRIFT
+        self._least = 1.0
         self.spread = 1.0
         self.typical = [0.0] * (max_rows + 1)
         self.means = self.typical
@@ -114,7 +115,7 @@ class CostModel:
 
     def statistics(self) -> CostStatistics:
         """How good the model is, and what it says."""
-        error = median(self._errors) if self._errors else 1.0
+        error = fmean(self._errors) if self._errors else 1.0
         return CostStatistics(
             self._executions, error, self.spread, {rows: self.typical[rows] for rows in sorted(self._samples)}
         )
@@ -149,7 +150,10 @@ class CostModel:
     def _follow_drift(self) -> bool:
         recent = self._recent
         last = list(islice(reversed(recent), _IN_A_ROW))
-        if len(last) == _IN_A_ROW and min(last) > self.spread * (1.0 + _DRIFT):
+        out = len(last) == _IN_A_ROW and (
+            min(last) > self.spread * (1.0 + _DRIFT) or max(last) < self._least * (1.0 - _DRIFT)
+        )
+        if out:
             factor, moved = median(last), _IN_A_ROW
         elif len(recent) == _RECENT and abs(median(recent) - 1.0) > self._tolerance:
             factor, moved = median(recent), _RECENT
@@ -172,6 +176,7 @@ class CostModel:
         self.typical = [0.0, *by_rows.tolist()]
         padded = np.asarray([0.0, *by_rows])[self._padded]
         self.spread = max(1.0, quantile_of(self._ratios, self.quantile))
+        self._least = min(1.0, quantile_of(self._ratios, 1.0 - self.quantile))
         self._tolerance = max(_DRIFT, _CHANCE * float(np.std(self._ratios))) if self._ratios else _DRIFT
         self.means = (padded * (fmean(self._ratios) if self._ratios else 1.0)).tolist()
         self.bounds = (padded * self.spread).tolist()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -64,6 +65,8 @@ class Ledger:
         labels += [f">{self._bounds[-1]:g}s" if self._bounds else "any", "none"]
         self._classes = [_Class(label) for label in labels]
         self._floor = floor
+        self._asked = Fading()
+        self._got = Fading()
         self._tenants: dict[str, Fading] = {}
 
     def offered(self, pending: Pending, now: float) -> None:
@@ -71,6 +74,7 @@ class Ledger:
         account = self._of(pending)
         account.offered += 1
         account.asked.add(1.0, now)
+        self._asked.add(1.0, now)
 
     def refused(self, pending: Pending) -> None:
         """It was told no."""
@@ -88,20 +92,24 @@ class Ledger:
         else:
             account.late += 1
 
-    def started(self, pending: Pending, now: float) -> None:
-        """It leaves for an engine."""
-        self._of(pending).got.add(1.0, now)
-        tenant = self._tenants.get(pending.tenant)
-        if tenant is None:
-            if len(self._tenants) >= _TENANTS:
-                del self._tenants[min(self._tenants, key=lambda name: self._tenants[name].value(now))]
-            tenant = self._tenants[pending.tenant] = Fading()
-        tenant.add(pending.rows, now)
+    def started(self, members: Sequence[Pending], now: float) -> None:
+        """They leave for an engine together."""
+        rows: Counter[str] = Counter()
+        got: Counter[_Class] = Counter()
+        for pending in members:
+            rows[pending.tenant] += pending.rows
+            got[self._of(pending)] += 1
+        self._got.add(len(members), now)
+        for account, count in got.items():
+            account.got.add(count, now)
+        for name, count in rows.items():
+            self._tenant(name, now).add(count, now)
 
     def owed(self, pending: Pending, now: float) -> bool:
-        """Whether its class has lately been served less than its floor."""
+        """Whether its class has lately been served a smaller part of what it asked than the floor, times the mean."""
         account = self._of(pending)
-        return account.got.value(now) < self._floor * account.asked.value(now)
+        asked = self._asked.value(now)
+        return account.got.value(now) * asked < self._floor * account.asked.value(now) * self._got.value(now)
 
     def above_share(self, pending: Pending, now: float) -> bool:
         """Whether its tenant has lately had more than an equal part of what was executed. Never with one tenant."""
@@ -120,6 +128,14 @@ class Ledger:
             for account in self._classes
             if account.offered
         }
+
+    def _tenant(self, name: str, now: float) -> Fading:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            if len(self._tenants) >= _TENANTS:
+                del self._tenants[min(self._tenants, key=lambda other: self._tenants[other].value(now))]
+            tenant = self._tenants[name] = Fading()
+        return tenant
 
     def _of(self, pending: Pending) -> _Class:
         if pending.deadline == math.inf:

@@ -28,6 +28,8 @@ _KEEP_UP: Final = 0.9
 """Small batches are fine while they serve this share of what arrives; measured, 0.5 to 0.8 are alike, 0.9 is worse."""
 _CROWDED: Final = 1.4
 """Load from which the largest batch is always right, and looking ahead only costs."""
+_CLEARLY: Final = 1.1
+"""How much more efficient a smaller batch must look: the costs of sizes that seldom run are the least certain."""
 _PRICE: Final = 0.3
 """What engine time is worth, in shares of the best rate."""
 _STEPS: Final = 48
@@ -132,14 +134,10 @@ def _keeps_up(rows: int, view: Outlook) -> bool:
 
 
 def _most_efficient(largest: int, view: Outlook) -> int:
-    """The size, up to the largest, with the most rows a second; the larger of equals."""
-    best = largest
-    for size in view.sizes:
-        if size >= largest:
-            break
-        if size * view.means[best] > best * view.means[size] * (1.0 + 1e-9):
-            best = size
-    return best
+    """The largest, or the size below it with the most rows a second, if it is better by more than estimates err."""
+    sizes = [size for size in view.sizes if size < largest]
+    best = max(sizes, key=lambda size: size / (view.means[size] or 1e-9), default=largest)
+    return best if best * view.means[largest] > largest * view.means[best] * _CLEARLY else largest
 
 
 class _Crowd:

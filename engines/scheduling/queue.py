@@ -60,7 +60,7 @@ class DeadlineQueue:
     def offer(self, pending: Pending, now: float) -> None:
         """See Scheduler.offer."""
         level = pending.level
-        if pending.deadline <= now:
+        if min(pending.deadline, pending.start_by) <= now:
             raise DeadlineExceeded(EXPIRED)
         bound = self._limits.policy_of(level).max_requests
         waiting = self._per_level.get(level, 0)
@@ -76,8 +76,9 @@ class DeadlineQueue:
         lane.rows += pending.rows
         if self._limits.max_wait_s > 0.0:
             lane.arrivals.append(pending)
-        if pending.deadline < math.inf:
-            self._expiry.push((False, pending.deadline, pending.seq), pending)
+        gone_at = min(pending.deadline, pending.start_by)
+        if gone_at < math.inf:
+            self._expiry.push((False, gone_at, pending.seq), pending)
         self._per_level[level] = waiting + 1
         self._requests += 1
         self._rows += pending.rows
@@ -146,7 +147,7 @@ class DeadlineQueue:
         lane.rows -= pending.rows
         if lane.requests == 0:
             del self._lanes[level, pending.key]
-        if pending.deadline < math.inf:
+        if min(pending.deadline, pending.start_by) < math.inf:
             self._expiry.left()
         self._per_level[level] -= 1
         self._requests -= 1

@@ -33,6 +33,8 @@ class Pending:
     """When nobody waits for the answer any more; infinite for never."""
     due: float
     """What the order goes by: the deadline, or an earlier queue timeout that only moves the request back."""
+    start_by: float = math.inf
+    """When the queue timeout is over that rejects; infinite for none."""
     level: int = 0
     """Priority level, lower first."""
     key: object = ()

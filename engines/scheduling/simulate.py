@@ -245,5 +245,6 @@ def _report(batch: Batch, started: float, finished: float) -> BatchReport:
         finished=finished,
         gather_s=0.0,
         execute_s=finished - started,
+        scatter_s=0.0,
         number=batch.number,
     )
