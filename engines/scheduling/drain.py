@@ -148,14 +148,14 @@ class DrainQueue:
         """See Scheduler.take."""
         self.running.note_idle_engine()
         self._shed(now, now)
-        if self.arbiter is not None and not self.arbiter.grants(self, now):
-            return Turn(refusals=self._told())
         lane, plan = self._next(now)
         if lane is None:
             return Turn(refusals=self._told())
         target, closed_by, wake_at = self._close(lane, plan, now)
         if closed_by is None:
             return Turn(refusals=self._told(), wake_at=wake_at)
+        if self.arbiter is not None and not self.arbiter.grants(self, now):
+            return Turn(refusals=self._told())
         members = self._cut(lane, plan, target, now)
         rows = _rows(members)
         self._ledger.started(members, now)
