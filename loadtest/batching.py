@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "batching.md"
 IMAGES = ROOT / "docs" / "images"
 LOADS = (0.5, 0.8, 1.0, 1.1, 1.5, 2.5)
-REQUESTS = {"small": 100_000, "large": 40_000, "shared": 50_000}
+REQUESTS = {"small": 100_000, "large": 40_000, "alike": 40_000, "shared": 50_000}
 CONDITIONS = {
     "costs exact": {},
     "costs 20 % too low at first": {"seed_error": 0.8},
@@ -120,7 +120,7 @@ def charts(results: dict[Cell, dict[str, Result]]) -> None:
                 cells = [Cell(case, bursts, condition, load) for load in LOADS]
                 lines = {name: [(cell.load, results[cell][name].goodput) for cell in cells] for name in POLICIES}
                 panels.append(Panel(f"{case}, {'bursty' if bursts else 'Poisson'}", lines, capacity))
-        draw(IMAGES / f"batching-goodput-{name}.png", panels, "load (1 = capacity)", "answered in time")
+        draw(IMAGES / f"batching-goodput-{name}.png", panels, "load (1 = capacity)", "answered in time", columns=4)
     panels = []
     for case in CASES:
         lines = {}
@@ -128,7 +128,7 @@ def charts(results: dict[Cell, dict[str, Result]]) -> None:
         for at, (slo, _) in enumerate(results[cells[0]][DEADLINE].classes):
             lines[f"{slo * 1e3:g} ms"] = [(cell.load, results[cell][DEADLINE].classes[at][1]) for cell in cells]
         panels.append(Panel(f"{case}, Poisson, deadline policy", lines, capacity))
-    draw(IMAGES / "batching-classes.png", panels, "load (1 = capacity)", "answered in time")
+    draw(IMAGES / "batching-classes.png", panels, "load (1 = capacity)", "answered in time", columns=4)
 
 
 def write(text: str) -> None:

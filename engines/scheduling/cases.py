@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -32,6 +33,33 @@ _BURST: Final = 10.0
 """Full executions in a mean burst; in between it is three times as long."""
 _FIFO_WAIT_S: Final = 0.001
 """What FIFO servers are usually told to wait for company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Execution time `start_s + row_s * rows`."""
+
+    start_s: float
+    row_s: float
+
+    def __call__(self, rows: int) -> float:
+        return self.start_s + self.row_s * rows
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Execution time by rows as measured, linear in between and beyond."""
+
+    points: Sequence[tuple[int, float]]
+    """At least one pair of rows and seconds, by rows."""
+
+    def __call__(self, rows: int) -> float:
+        points = self.points
+        if len(points) == 1:
+            return points[0][1]
+        at = min(max(1, bisect_left(points, (rows,))), len(points) - 1)
+        (low, fast), (high, slow) = points[at - 1], points[at]
+        return max(fast + (slow - fast) * (rows - low) / (high - low), min(fast, slow) * min(1.0, rows / low))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,19 +137,16 @@ class Case:
         return simulation.run(arrivals, progress)
 
 
-def affine(start_s: float, row_s: float) -> Callable[[int], float]:
-    """Execution time `start_s + row_s * rows`."""
-    return lambda rows: start_s + row_s * rows
-
-
 def _case(start_ms: float, row_ms: float, max_rows: int, slos_ms: Sequence[float], models: int = 1) -> Case:
     mix = Mix(slos=dict.fromkeys((slo / 1e3 for slo in slos_ms), 1.0), rows={1: 1.0}, models=models)
-    return Case(seconds=affine(start_ms / 1e3, row_ms / 1e3), limits=Limits(max_rows=max_rows), mix=mix)
+    return Case(seconds=Affine(start_ms / 1e3, row_ms / 1e3), limits=Limits(max_rows=max_rows), mix=mix)
 
 
 CASES: Final[Mapping[str, Case]] = {
     "small": _case(0.6, 0.0103, 256, (5, 15, 50)),
     "large": _case(2.0, 1.5, 16, (20, 50, 100)),
+    "alike": _case(2.0, 1.5, 16, (50,)),
     "shared": _case(2.0, 0.05, 64, (20, 50, 100), models=4),
 }
-"""A light model on a GPU; a heavy one, where large batches bring little; four models on one device."""
+"""A light model on a GPU; a heavy one, where large batches bring little; the same when all callers have the same time;
+four models on one device."""

@@ -51,6 +51,10 @@ _PLANNED: Final = 3
 _LEAST_S: Final = 0.05
 _HALF_LIVES: Final = 4.0
 """The rate of arrivals fades by half in this many full executions, and not faster than in `_LEAST_S`."""
+_ALIKE: Final = 2.0
+"""Callers' times that differ by less than this factor count as alike."""
+_FORGET: Final = 0.01
+"""What each request takes off the memory of the tightest and the loosest."""
 _MEMORY_S: Final = 1.0
 """How long a caller's tight deadline bounds the batches of the patient."""
 
@@ -100,7 +104,7 @@ class DrainQueue:
         self._refusals: list[Refusal] = []
         self._alarm = math.inf
         self._demand = Fading(0.1)
-        self._tightest = math.inf
+        self._tightest = self._loosest = math.inf
         self._timed_at = -math.inf
         self._ran_at = -math.inf
         self._patient_turn_at = -math.inf
@@ -127,7 +131,7 @@ class DrainQueue:
         lane.add(pending)
         if pending.order < math.inf:
             self._alarm = min(self._alarm, pending.order - self._need(pending, trusted=self._trusts(now)))
-            self._note_tightness(pending.order - now, now)
+            self._note_span(pending.order - now, now)
         self._per_level[pending.level] = self._per_level.get(pending.level, 0) + 1
         self._requests += 1
         self._rows += pending.rows
@@ -150,6 +154,8 @@ class DrainQueue:
         self._shed(now, now)
         lane, plan = self._next(now)
         if lane is None:
+            if self.arbiter is not None:  # it was this queue's turn, but nobody is left
+                self.arbiter.wake_next(now)
             return Turn(refusals=self._told())
         target, closed_by, wake_at = self._close(lane, plan, now)
         if closed_by is None:
@@ -370,18 +376,20 @@ class DrainQueue:
         others = self.running.others_free_at(now)
         share = self._share(lane)
         demand = self._demand.rate(now) * (lane.rows / self._rows)
-        return Outlook(now, cost.means, cost.bounds, cost.sizes, others, share, demand)
+        alike = self._loosest < _ALIKE * self._tightest
+        return Outlook(now, cost.means, cost.bounds, cost.sizes, others, share, demand, alike)
 
     def _share(self, lane: Lane | None) -> float:
         """What part of the device's time the lane, or all of them, can count on."""
         share = 1.0 if self.arbiter is None else self.arbiter.share(self)
         return share if lane is None or len(self._lanes) == 1 else share * lane.rows / self._rows
 
-    def _note_tightness(self, left: float, now: float) -> None:
-        if left < self._tightest or now > self._timed_at + _MEMORY_S:
-            self._tightest = left
-        else:
-            self._tightest += 0.01 * (left - self._tightest)
+    def _note_span(self, left: float, now: float) -> None:
+        """Keep the least and the most time that recent callers gave."""
+        if now > self._timed_at + _MEMORY_S:
+            self._tightest = self._loosest = left
+        self._tightest = min(left, self._tightest + _FORGET * (left - self._tightest))
+        self._loosest = max(left, self._loosest + _FORGET * (left - self._loosest))
         self._timed_at = now
 
     def _close(self, lane: Lane, plan: Plan | None, now: float) -> tuple[int, ClosedBy | None, float]:

@@ -5,10 +5,12 @@ Regimes:
 1. All that waits fits into one batch that its head survives: run it.
 2. Draining the queue from its head in batches that each head survives loses nobody, and serves as fast as requests
    arrive: run the first of those batches. Fair, and the latency is small.
-3. Somebody will be lost, but the load is near what the engine can do: look one batch ahead. Of five sizes between
-   the head's and the largest take the one after which most are met, time being charged at half the best rate.
-4. More load than that, or the device is shared: the size with the most rows per second that enough requests survive;
-   heads that do not survive it wait for another engine, or are shed.
+3. Somebody will be lost, but the load is near what the engine can do, and callers differ in how much time they have:
+   saving a tight one now need not cost a loose one later. So look one batch ahead. Of five sizes between
+   the head's and the largest take the one after which most are met, time being charged at a third of the best rate.
+4. More load than that, callers alike, or the device is shared: the largest size that as many requests survive (a
+   smaller one only where it is clearly more efficient); heads that do not survive it wait for another engine, or are
+   shed.
 Sources: drain-tested EDF builds on Clockwork (OSDI 2020) for the largest feasible batch, and on Nexus (SOSP 2019) for
 giving up heads to save the rest. The look-ahead is a one-step rollout of regime 4.
 Cost: a few dozen binary searches, however long the queue is.
@@ -26,6 +28,8 @@ from engines.scheduling.ordered import Entry, Ordered
 
 _KEEP_UP: Final = 0.9
 """Small batches are fine while they serve this share of what arrives; measured, 0.5 to 0.8 are alike, 0.9 is worse."""
+_KEEP_UP_ALIKE: Final = 1.3
+"""The same where all callers have about the same time: whoever is lost now would else be another one soon."""
 _CROWDED: Final = 1.4
 """Load from which the largest batch is always right, and looking ahead only costs."""
 _CLEARLY: Final = 1.1
@@ -55,6 +59,8 @@ class Outlook:
     """Of the device's time, below 1 when other models or lanes wait for it too."""
     demand: float = 0.0
     """Rows a second that arrive for this lane."""
+    alike: bool = False
+    """Whether all callers have about the same time to their deadlines."""
 
     @property
     def best_rate(self) -> float:
@@ -85,7 +91,7 @@ def choose(queue: Ordered, rows: int, view: Outlook) -> Plan:
     if reach == rows or (_keeps_up(reach, view) and drains(queue, crowd.per, view)):
         return Plan(0, reach, head - view.bounds[reach])
     largest = crowd.largest(view.now, view)
-    if view.share < 1.0 or view.demand > _CROWDED * view.best_rate:
+    if view.share < 1.0 or view.alike or view.demand > _CROWDED * view.best_rate:
         size = _most_efficient(largest, view)
         start = queue.rank(view.now + view.bounds[size])
     else:
@@ -130,7 +136,7 @@ def _rest_drains(blocks: Sequence[Sequence[Entry]], offset: float, per: float, s
 
 def _keeps_up(rows: int, view: Outlook) -> bool:
     rate = (1 + len(view.others)) * view.share * rows
-    return rate >= _KEEP_UP * view.demand * view.means[rows]
+    return rate >= (_KEEP_UP_ALIKE if view.alike else _KEEP_UP) * view.demand * view.means[rows]
 
 
 def _most_efficient(largest: int, view: Outlook) -> int:
@@ -179,7 +185,7 @@ class _Crowd:
 
 def _look_ahead(crowd: _Crowd, reach: int, largest: int, view: Outlook) -> tuple[int, int]:
     """Start and rows of the batch after which, with the largest to follow, most are met for the time it takes."""
-    price = _PRICE * view.best_rate
+    price = _PRICE * view.best_rate / (1 + len(view.others))
     best, choice = -1e300, (0, reach)
     for step in range(_BETWEEN + 1):
         rows = reach + (largest - reach) * step // _BETWEEN

@@ -7,6 +7,7 @@ import rich_click as click
 from server.cli.demo import demo
 from server.cli.models import models
 from server.cli.serve import serve
+from server.cli.simulate import simulate
 from server.cli.top import top
 
 click.rich_click.TEXT_MARKUP = "markdown"
@@ -24,5 +25,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top):
+for command in (serve, demo, models, top, simulate):
     cli.add_command(command)
