@@ -74,6 +74,8 @@ class LocalInference:
         self._alarm_at = math.inf  # kept here, since uvloop gives handles without `when` for times that are near
         self._in_order: deque[_Waiter] = deque()
         self._running: dict[int, Batch] = {}
+        self.closed: Callable[[], None] = lambda: None
+        """Called once all engines are closed."""
         pool.freed = self._dispatch_soon
 
     def __repr__(self) -> str:
@@ -112,26 +114,26 @@ class LocalInference:
         if self._alarm is not None:
             self._alarm.cancel()
         await self._pool.close()
+        self.closed()
 
     def _pending(self, waiter: _Waiter, now: float) -> Pending:
         request = waiter.request
         level = self._limits.level(request.priority)
+        policy = self._limits.policy_of(level)
+        asked = request.parameters.get("timeout")
+        timeout_at = now + policy.timeout_for(int(asked) / 1e6 if asked else math.inf)
+        delays = policy.action is TimeoutAction.DELAY
         return Pending(
             rows=request.rows,
             arrived=now,
             deadline=request.deadline,
-            due=self._due(request, level, now),
+            due=min(request.deadline, timeout_at) if delays else request.deadline,
+            start_by=math.inf if delays else timeout_at,
             level=level,
             key=() if self._one_key else signature(request),
+            tenant=request.tenant,
             waiter=waiter,
         )
-
-    def _due(self, request: InferRequest, level: int, now: float) -> float:
-        policy = self._limits.policy_of(level)
-        if policy.action is not TimeoutAction.DELAY:
-            return request.deadline
-        asked = request.parameters.get("timeout")
-        return min(request.deadline, now + policy.timeout_for(int(asked) / 1e6 if asked else math.inf))
 
     def _offer(self, pending: Pending) -> None:
         waiter: _Waiter = pending.waiter
@@ -249,8 +251,10 @@ class LocalInference:
             arrived=member.arrived,
             deadline=member.deadline,
             due=member.due,
+            start_by=member.start_by,
             level=member.level,
             key=object(),
+            tenant=member.tenant,
             waiter=waiter,
         )
         try:
@@ -305,6 +309,7 @@ class LocalInference:
             scatter_s=scatter_s,
             error=error,
             abandoned_rows=abandoned_rows,
+            number=batch.number,
         )
 
 

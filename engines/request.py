@@ -41,6 +41,8 @@ class InferRequest:
     """Absolute time on the event loop's clock, in seconds; infinite when there is none."""
     priority: int = 0
     """Lower is more urgent; 0 asks for the model's default level."""
+    tenant: str = ""
+    """Who asks, where callers are to have equal shares in overload."""
     id: str = ""
     trace: str = ""
     """W3C traceparent of the caller, or empty."""

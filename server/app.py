@@ -17,7 +17,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engines.backends.cores import available_cores
 from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
-from engines.backends.sweep import Layout, choose, layouts
+from engines.backends.sweep import Layout, choose, layouts, measure_costs
+from engines.costs import load_costs, save_costs
 from engines.errors import InferError, LoadFailed
 from engines.inference import Inference
 from engines.local import LocalInference
@@ -26,7 +27,9 @@ from engines.repository.definition import Definition
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
 from engines.request import InferRequest
-from engines.scheduling.queue import DeadlineQueue
+from engines.scheduling.factory import make_scheduler
+from engines.scheduling.latency import CostModel
+from engines.scheduling.policy import Policy
 from engines.validation import RequestChecker
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.pb import grpc_service_pb2, grpc_service_pb2_grpc
@@ -101,12 +104,16 @@ class ModelOpener:
         """Raises LoadFailed, or whatever the model's own runtime says."""
         spec = definition.spec
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
+        cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
         name = f"{spec.name}:{spec.version}"
         pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
         await pool.open()
         meter = ModelMeter(spec)
         observe = self._telemetry.observer(meter)
-        local = LocalInference(spec, pool, DeadlineQueue(definition.limits), definition.limits, observe)
+        scheduler = make_scheduler(definition.policy, definition.limits, definition.deadlines, cost, layout.instances)
+        local = LocalInference(spec, pool, scheduler, definition.limits, observe)
+        if costs_file is not None:
+            local.closed = lambda: save_costs(costs_file, cost)
         try:
             await self._warm_up(definition, local)
         except BaseException:
@@ -148,6 +155,36 @@ class ModelOpener:
             log.info("%s:%d cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
         session = sessions[layout.threads]
         return lambda: OnnxRuntimeEngine(spec, session), layout
+
+    def _costs(
+        self, definition: Definition, open_engine: Callable[[], OnnxRuntimeEngine], layout: Layout
+    ) -> tuple[CostModel, Path | None]:
+        """What executions cost in this layout, from the last time or measured now, and the file to keep it in."""
+        spec = definition.spec
+        cost = CostModel(
+            definition.limits.max_rows, definition.limits.allowed_rows, quantile=definition.deadlines.quantile
+        )
+        if definition.policy is Policy.FIFO:
+            return cost, None
+        path = None
+        if self._cache_dir is not None:
+            name = f"{spec.name}-{spec.version}-{spec.digest[:16]}-{layout.instances}x{layout.threads}.json"
+            path = self._cache_dir / "costs" / name
+            if load_costs(path, cost):
+                return cost, path
+        try:
+            with self._measuring:
+                engine = open_engine()
+                try:
+                    cost.seed(measure_costs(engine, spec, cost.sizes))
+                finally:
+                    engine.close()
+        except Exception as error:  # noqa: BLE001  (as above: it is then learned from real requests)
+            log.info("%s:%d: costs cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
+        else:
+            if path is not None:
+                save_costs(path, cost)
+        return cost, path
 
     async def _warm_up(self, definition: Definition, local: LocalInference) -> None:
         spec = definition.spec

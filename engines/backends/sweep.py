@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,10 @@ GAIN: Final = 1.1
 """A layout that uses more threads must be this much better: the event loop wants a core, too."""
 
 
+COSTS_S: Final = 0.5
+"""How long the sweep over batch sizes may take; sizes that it does not reach are extrapolated, then learned."""
+COSTS_RUNS: Final = 3
+"""Executions of each size in the sweep, after one to warm up."""
 QUICK_S: Final = 0.001
 """Executions shorter than this gain nothing from company: handing them over costs a good part of it, and a second
 engine halves the batches that form by themselves."""
@@ -87,6 +92,26 @@ def choose(
         if measured[layout] > measured[best] * (GAIN if more else 1.0):
             best = layout
     return best, measured
+
+
+def measure_costs(engine: Engine, spec: ModelSpec, sizes: Sequence[int]) -> dict[int, float]:
+    """Seconds by rows: the median of a few executions of each size, from the smallest up, until COSTS_S are spent."""
+    wanted = [tensor.name for tensor in spec.outputs]
+    began = time.monotonic()
+    seconds: dict[int, float] = {}
+    for rows in sizes:
+        inputs = sample_inputs(spec, rows)
+        taken: list[float] = []
+        for _ in range(1 + COSTS_RUNS):
+            started = time.monotonic()
+            engine.execute(inputs, wanted)
+            taken.append(time.monotonic() - started)
+            if time.monotonic() - began > COSTS_S:
+                break
+        seconds[rows] = statistics.median(taken[1:] or taken)
+        if time.monotonic() - began > COSTS_S:
+            break
+    return seconds
 
 
 def sample_inputs(spec: ModelSpec, rows: int) -> dict[str, Array]:

@@ -13,9 +13,15 @@ from engines.repository.config import PLATFORM, complete, dtype_of, model_file_o
 from engines.repository.digest import digest_files
 from engines.repository.graph import read_graph
 from engines.repository.layout import CONFIG_FILE, ModelFolder, VersionFolder, check_relative, resolve_inside
-from engines.repository.settings import default_deadline_s, engine_options_of, limits_of
+from engines.repository.settings import (
+    deadline_options_of,
+    default_deadline_s,
+    engine_options_of,
+    limits_of,
+    policy_of,
+)
 from engines.repository.warmup import Warmup, warmups_of
-from engines.scheduling.policy import Limits
+from engines.scheduling.policy import DeadlineOptions, Limits, Policy
 from engines.spec import ModelSpec, TensorSpec
 from server.pb import model_config_pb2 as pb
 
@@ -35,6 +41,8 @@ class Definition:
     """Completed; not to be changed."""
     spec: ModelSpec
     limits: Limits
+    policy: Policy
+    deadlines: DeadlineOptions
     default_deadline_s: float
     """Seconds that a call without a deadline has; infinite for none."""
     engine: EngineOptions
@@ -90,6 +98,8 @@ def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -
         config=config,
         spec=spec,
         limits=limits,
+        policy=policy_of(config),
+        deadlines=deadline_options_of(config),
         default_deadline_s=default_deadline_s(config),
         engine=engine_options_of(config),
         warmups=warmups_of(config, spec, folder.path),

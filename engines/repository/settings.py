@@ -11,7 +11,7 @@ from typing import Final
 from engines.backends.cores import available_cores
 from engines.backends.options import EngineOptions, GraphLevel
 from engines.errors import LoadFailed
-from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
+from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
 from server.pb import model_config_pb2 as pb
 
 GRAPH_LEVELS: Final[Mapping[int, GraphLevel]] = MappingProxyType(
@@ -91,6 +91,29 @@ def limits_of(config: pb.ModelConfig) -> Limits:
             {level: _queue_policy(policy) for level, policy in sorted(batching.priority_queue_policy.items())}
         ),
         in_order=batching.preserve_ordering,
+    )
+
+
+def policy_of(config: pb.ModelConfig) -> Policy:
+    """Who decides what runs; strict order of arrival leaves nothing to decide."""
+    batching = config.dynamic_batching
+    fifo = batching.policy == pb.ModelDynamicBatching.FIFO or batching.preserve_ordering
+    return Policy.FIFO if fifo else Policy.DEADLINE
+
+
+def deadline_options_of(config: pb.ModelConfig) -> DeadlineOptions:
+    """How deadlines are kept; raises LoadFailed."""
+    given, default = config.dynamic_batching.deadlines, DeadlineOptions()
+    if not 0.0 <= given.cost_quantile < 1.0:
+        raise LoadFailed(f"dynamic_batching.deadlines.cost_quantile: {given.cost_quantile:g} is not between 0 and 1")
+    if given.class_floor > 1.0:
+        raise LoadFailed(f"dynamic_batching.deadlines.class_floor: {given.class_floor:g} is above 1")
+    return DeadlineOptions(
+        reply_s=given.reply_microseconds * _US or default.reply_s,
+        quantile=given.cost_quantile or default.quantile,
+        floor=max(0.0, given.class_floor or default.floor),
+        classes_s=tuple(sorted({end * _US for end in given.class_microseconds if end})) or default.classes_s,
+        patience_s=given.patience_microseconds * _US or default.patience_s,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from engines.scheduling.arbiter import Arbiter
 from engines.scheduling.arrivals import Arrival, Bursts, Mix, bursty, poisson
-from engines.scheduling.drain import DeadlineOptions, DrainQueue
+from engines.scheduling.drain import DrainQueue
 from engines.scheduling.latency import CostModel
-from engines.scheduling.policy import Limits, Scheduler
+from engines.scheduling.policy import DeadlineOptions, Limits, Scheduler
 from engines.scheduling.rivals import Clockwork, EdfSlack, Fifo, FifoReject, Nexus, Rival
 from engines.scheduling.simulate import Outcome, Simulation, Station
 
@@ -75,7 +75,6 @@ class Case:
     jitter: float = 0.0
     seed_error: float = 1.0
     """The cost models start from the true times multiplied by this."""
-    quantile: float = 0.9
     options: DeadlineOptions = field(default_factory=lambda: DeadlineOptions(reply_s=0.0))
 
     @property
@@ -87,7 +86,7 @@ class Case:
 
     def cost(self) -> CostModel:
         """A freshly seeded cost model."""
-        cost = CostModel(self.limits.max_rows, self.limits.allowed_rows, quantile=self.quantile)
+        cost = CostModel(self.limits.max_rows, self.limits.allowed_rows, quantile=self.options.quantile)
         cost.seed({rows: self.seconds(rows) * self.seed_error for rows in cost.sizes})
         return cost
 

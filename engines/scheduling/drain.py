@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +28,7 @@ from engines.scheduling.lane import Lane
 from engines.scheduling.latency import CostModel
 from engines.scheduling.ledger import Fading, Ledger
 from engines.scheduling.plan import Outlook, Plan, choose
-from engines.scheduling.policy import Limits
+from engines.scheduling.policy import DeadlineOptions, Limits
 from engines.scheduling.queue import EXPIRED, FULL
 from engines.scheduling.report import Batch, BatchReport, ClosedBy, Pending, QueueStatistics, Refusal, Turn
 from engines.scheduling.running import Running
@@ -59,24 +58,6 @@ _MEMORY_S: Final = 1.0
 """How long a caller's tight deadline bounds the batches of the patient."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadlineOptions:
-    """How deadlines are kept."""
-
-    reply_s: float = 0.0005
-    """Taken off each deadline for serialising and sending the answer. 0: an answer ready at the deadline is in time."""
-    classes_s: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """Upper ends of the classes of deadlines, by the time a request has when it arrives; for attainment and floors."""
-    floor: float = 0.02
-    """What part of the mean service each class gets at least in overload, where deadlines allow it. 0: none."""
-    patience_s: float = 1.0
-    """After this wait a request without a deadline is given a turn. Infinite: it only takes what is left over."""
-    patient_share: float = 0.1
-    """Most of the engines' time for such turns."""
-    stale_s: float = 1.0
-    """When nothing has run for so long, estimates refuse nobody: one request runs, and teaches what it costs."""
-
-
 class DrainQueue:
     """A Scheduler for one model. `arbiter` is set while the model shares its device."""
 
@@ -89,8 +70,8 @@ class DrainQueue:
         engines: int = 1,
     ) -> None:
         self.limits = limits
-        self.cost = cost or CostModel(limits.max_rows, limits.allowed_rows)
         self.options = options or DeadlineOptions()
+        self.cost = cost or CostModel(limits.max_rows, limits.allowed_rows, quantile=self.options.quantile)
         self.running = Running(engines)
         """`running.engines` says how many batches can run at a time; the driver may change it."""
         self.arbiter: Arbiter | None = None

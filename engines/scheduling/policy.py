@@ -35,6 +35,13 @@ class QueuePolicy:
         return min(asked_s, self.timeout_s) if self.may_override else self.timeout_s
 
 
+class Policy(enum.Enum):
+    """Who decides what runs."""
+
+    DEADLINE = "deadline"  # drain.DrainQueue
+    FIFO = "fifo"  # queue.DeadlineQueue, in order of arrival
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How batches of one model are formed."""
@@ -64,6 +71,26 @@ class Limits:
     def policy_of(self, level: int) -> QueuePolicy:
         """The queue policy of a level."""
         return self.level_policies.get(level, self.policy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineOptions:
+    """How drain.DrainQueue keeps deadlines."""
+
+    reply_s: float = 0.0005
+    """Taken off each deadline for serialising and sending the answer. 0: an answer ready at the deadline is in time."""
+    quantile: float = 0.9
+    """Batches are planned with the time that this share of executions does not exceed."""
+    classes_s: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Upper ends of the classes of deadlines, by the time a request has when it arrives; for attainment and floors."""
+    floor: float = 0.02
+    """What part of the mean service each class gets at least in overload, where deadlines allow it. 0: none."""
+    patience_s: float = 1.0
+    """After this wait a request without a deadline is given a turn. Infinite: it only takes what is left over."""
+    patient_share: float = 0.1
+    """Most of the engines' time for such turns."""
+    stale_s: float = 1.0
+    """When nothing has run for so long, estimates refuse nobody: one request runs, and teaches what it costs."""
 
 
 class Scheduler(Protocol):

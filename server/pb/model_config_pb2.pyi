@@ -340,7 +340,13 @@ class ModelQueuePolicy(_message.Message):
     def __init__(self, timeout_action: _Optional[_Union[ModelQueuePolicy.TimeoutAction, str]] = ..., default_timeout_microseconds: _Optional[int] = ..., allow_timeout_override: _Optional[bool] = ..., max_queue_size: _Optional[int] = ...) -> None: ...
 
 class ModelDynamicBatching(_message.Message):
-    __slots__ = ("preferred_batch_size", "max_queue_delay_microseconds", "preserve_ordering", "priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy", "allowed_batch_size", "default_deadline_microseconds")
+    __slots__ = ("preferred_batch_size", "max_queue_delay_microseconds", "preserve_ordering", "priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy", "allowed_batch_size", "default_deadline_microseconds", "policy", "deadlines")
+    class Policy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DEADLINE: _ClassVar[ModelDynamicBatching.Policy]
+        FIFO: _ClassVar[ModelDynamicBatching.Policy]
+    DEADLINE: ModelDynamicBatching.Policy
+    FIFO: ModelDynamicBatching.Policy
     class PriorityQueuePolicyEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -357,6 +363,8 @@ class ModelDynamicBatching(_message.Message):
     PRIORITY_QUEUE_POLICY_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_DEADLINE_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DEADLINES_FIELD_NUMBER: _ClassVar[int]
     preferred_batch_size: _containers.RepeatedScalarFieldContainer[int]
     max_queue_delay_microseconds: int
     preserve_ordering: bool
@@ -366,7 +374,23 @@ class ModelDynamicBatching(_message.Message):
     priority_queue_policy: _containers.MessageMap[int, ModelQueuePolicy]
     allowed_batch_size: _containers.RepeatedScalarFieldContainer[int]
     default_deadline_microseconds: int
-    def __init__(self, preferred_batch_size: _Optional[_Iterable[int]] = ..., max_queue_delay_microseconds: _Optional[int] = ..., preserve_ordering: _Optional[bool] = ..., priority_levels: _Optional[int] = ..., default_priority_level: _Optional[int] = ..., default_queue_policy: _Optional[_Union[ModelQueuePolicy, _Mapping]] = ..., priority_queue_policy: _Optional[_Mapping[int, ModelQueuePolicy]] = ..., allowed_batch_size: _Optional[_Iterable[int]] = ..., default_deadline_microseconds: _Optional[int] = ...) -> None: ...
+    policy: ModelDynamicBatching.Policy
+    deadlines: DeadlinePolicy
+    def __init__(self, preferred_batch_size: _Optional[_Iterable[int]] = ..., max_queue_delay_microseconds: _Optional[int] = ..., preserve_ordering: _Optional[bool] = ..., priority_levels: _Optional[int] = ..., default_priority_level: _Optional[int] = ..., default_queue_policy: _Optional[_Union[ModelQueuePolicy, _Mapping]] = ..., priority_queue_policy: _Optional[_Mapping[int, ModelQueuePolicy]] = ..., allowed_batch_size: _Optional[_Iterable[int]] = ..., default_deadline_microseconds: _Optional[int] = ..., policy: _Optional[_Union[ModelDynamicBatching.Policy, str]] = ..., deadlines: _Optional[_Union[DeadlinePolicy, _Mapping]] = ...) -> None: ...
+
+class DeadlinePolicy(_message.Message):
+    __slots__ = ("reply_microseconds", "cost_quantile", "class_floor", "class_microseconds", "patience_microseconds")
+    REPLY_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    COST_QUANTILE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    CLASS_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    reply_microseconds: int
+    cost_quantile: float
+    class_floor: float
+    class_microseconds: _containers.RepeatedScalarFieldContainer[int]
+    patience_microseconds: int
+    def __init__(self, reply_microseconds: _Optional[int] = ..., cost_quantile: _Optional[float] = ..., class_floor: _Optional[float] = ..., class_microseconds: _Optional[_Iterable[int]] = ..., patience_microseconds: _Optional[int] = ...) -> None: ...
 
 class ModelSequenceBatching(_message.Message):
     __slots__ = ("direct", "oldest", "max_sequence_idle_microseconds", "control_input", "state", "iterative_sequence")

@@ -11,7 +11,7 @@ from engines.errors import InvalidRequest
 from engines.inference import Inference
 from engines.local import LocalStatistics
 from engines.request import Parameters
-from engines.scheduling.policy import Limits, TimeoutAction
+from engines.scheduling.policy import Limits
 from engines.spec import ModelSpec, TensorSpec
 from engines.validation import RequestChecker
 from server.pb.model_config_pb2 import ModelConfig
@@ -60,20 +60,12 @@ class ServedModel:
     def deadline(self, now: float, left_s: float | None, parameters: Parameters) -> float:
         """When the answer is worth nothing any more, on the clock that `now` is read from.
 
-        The caller's own deadline, else its `timeout` parameter in microseconds, else the model's default; queue
-        timeouts that reject count as deadlines, those that delay do not. Raises InvalidRequest for a bad parameter.
+        The caller's own deadline, else the model's default. The `timeout` parameter is about waiting in the queue,
+        and only checked here. Raises InvalidRequest for a bad parameter.
         """
-        if left_s is None and not parameters:
-            asked_s = math.inf
-            level = self.limits.default_level
-        else:
-            asked_s = _timeout_s(parameters)
-            level = self.limits.level(priority_of(parameters))
-        policy = self.limits.policy_of(level)
-        left = math.inf if left_s is None else left_s
-        if policy.action is TimeoutAction.REJECT:
-            left = min(left, policy.timeout_for(asked_s))
-        return now + (self.default_deadline_s if left == math.inf else left)
+        if parameters:
+            check_timeout(parameters)
+        return now + (self.default_deadline_s if left_s is None or left_s == math.inf else left_s)
 
 
 def priority_of(parameters: Parameters) -> int:
@@ -84,8 +76,8 @@ def priority_of(parameters: Parameters) -> int:
     return value
 
 
-def _timeout_s(parameters: Parameters) -> float:
+def check_timeout(parameters: Parameters) -> None:
+    """Raises InvalidRequest unless the `timeout` parameter, if any, is a whole number of microseconds >= 0."""
     value = parameters.get("timeout", 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, not {value!r}")
-    return value / 1e6 if value else math.inf

@@ -123,6 +123,8 @@ class ServiceOptions:
     """`ServerMetadata.name`; some clients insist on "triton"."""
     version: str = "0"
     status_codes: StatusCodes = StatusCodes.KAIROS
+    tenant_key: str = ""
+    """Metadata key that says which tenant a call is for; in overload, tenants get equal shares. Empty: all are one."""
 
 
 _Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None]"
@@ -264,6 +266,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             rows=rows,
             deadline=deadline,
             priority=priority_of(parameters) if parameters else 0,
+            tenant=_tenant(context, self._options.tenant_key) if self._options.tenant_key else "",
             id=request.id,
             trace=_trace(context),
             parameters=parameters,
@@ -472,6 +475,11 @@ def _known(error: Exception) -> InferError:
         return error
     log.error("a call failed in the server", exc_info=error)
     return EngineFailed(f"internal error: {type(error).__name__}")
+
+
+def _tenant(context: Call, key: str) -> str:
+    found = next((value for name, value in context.invocation_metadata() or () if name == key), "")
+    return found if isinstance(found, str) else found.decode("latin-1")
 
 
 def _trace(context: Call) -> str:

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engines.errors import DeadlineExceeded, Overloaded
 from engines.scheduling.arrivals import Arrival
-from engines.scheduling.drain import DeadlineOptions, DrainQueue
+from engines.scheduling.drain import DrainQueue
 from engines.scheduling.latency import CostModel
-from engines.scheduling.policy import Limits, QueuePolicy
+from engines.scheduling.policy import DeadlineOptions, Limits, QueuePolicy
 from engines.scheduling.report import Batch, BatchReport, Pending, Refusal
 from engines.scheduling.simulate import Outcome, Simulation, Station
 

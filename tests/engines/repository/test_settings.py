@@ -10,8 +10,15 @@ from engines.backends.cores import available_cores
 from engines.backends.options import EngineOptions, GraphLevel
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
-from engines.repository.settings import chosen_versions, default_deadline_s, engine_options_of, limits_of
-from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
+from engines.repository.settings import (
+    chosen_versions,
+    deadline_options_of,
+    default_deadline_s,
+    engine_options_of,
+    limits_of,
+    policy_of,
+)
+from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
 from server.pb import model_config_pb2 as pb
 
 
@@ -174,3 +181,29 @@ def test_bad_engine_settings_are_refused_by_name(text: str, words: str) -> None:
     with pytest.raises(LoadFailed) as caught:
         engine(text)
     assert words in str(caught.value)
+
+
+def test_the_policy_meets_deadlines_unless_told_otherwise() -> None:
+    assert policy_of(parse_text("")) is Policy.DEADLINE
+    assert policy_of(parse_text("dynamic_batching { policy: FIFO }")) is Policy.FIFO
+    assert policy_of(parse_text("dynamic_batching { preserve_ordering: true }")) is Policy.FIFO
+
+
+def test_deadlines_have_defaults_and_each_can_be_set() -> None:
+    assert deadline_options_of(parse_text("")) == DeadlineOptions()
+    found = deadline_options_of(
+        parse_text("""dynamic_batching { deadlines {
+            reply_microseconds: 2000 cost_quantile: 0.99 class_floor: -1
+            class_microseconds: [500000, 250000] patience_microseconds: 3000000
+        } }""")
+    )
+    assert found == DeadlineOptions(reply_s=0.002, quantile=0.99, floor=0.0, classes_s=(0.25, 0.5), patience_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"), [("cost_quantile: 1", "cost_quantile"), ("cost_quantile: -1", "cost_quantile"),
+                        ("class_floor: 2", "class_floor")],
+)  # fmt: skip
+def test_deadlines_that_make_no_sense_are_refused(text: str, fault: str) -> None:
+    with pytest.raises(LoadFailed, match=fault):
+        deadline_options_of(parse_text(f"dynamic_batching {{ deadlines {{ {text} }} }}"))

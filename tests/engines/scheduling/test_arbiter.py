@@ -7,9 +7,9 @@ import math
 import pytest
 
 from engines.scheduling.arbiter import Arbiter
-from engines.scheduling.drain import DeadlineOptions, DrainQueue
+from engines.scheduling.drain import DrainQueue
 from engines.scheduling.latency import CostModel
-from engines.scheduling.policy import Limits
+from engines.scheduling.policy import DeadlineOptions, Limits
 from engines.scheduling.report import BatchReport, Pending, Turn
 
 

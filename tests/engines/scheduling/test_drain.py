@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from engines.errors import DeadlineExceeded, Overloaded
-from engines.scheduling.drain import DeadlineOptions, DrainQueue
+from engines.scheduling.drain import DrainQueue
 from engines.scheduling.latency import CostModel
-from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
+from engines.scheduling.policy import DeadlineOptions, Limits, QueuePolicy, TimeoutAction
 from engines.scheduling.report import Batch, BatchReport, ClosedBy, Pending, Turn
 
 
