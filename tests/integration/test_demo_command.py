@@ -24,5 +24,6 @@ def test_the_demonstration_shows_accuracy_and_batches_and_ends_by_itself(tmp_pat
     assert "Batches that the server formed" in done.stdout
     assert "SIGTERM: draining" in done.stderr
     assert "Traceback" not in done.stderr
-    # A server keeps no diary of its own: ONNX Runtime's reports to its maker would be the first files here.
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    # What it learned of its models, and nothing else: no library's reports to its maker, for one.
+    kept = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept <= {(".cache", "kairos")}
