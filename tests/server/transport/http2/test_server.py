@@ -386,6 +386,33 @@ def test_a_stream_waits_for_a_client_that_does_not_read() -> None:
     run(scenario())
 
 
+def test_a_full_socket_stops_a_stream_however_wide_its_windows() -> None:
+    made = 0
+
+    async def flood(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        nonlocal made
+        while made < 10_000:
+            made += 1
+            yield bytes(10_000)
+
+    async def scenario() -> None:
+        server, port = await start(flood=US(flood))
+        async with Raw(port) as client:
+            client.greet((frames.INITIAL_WINDOW_SIZE, frames.MAX_WINDOW))
+            client.writer.write(frames.window_update(0, 2**30))
+            client.request(1, "/test/flood")
+            before = -1
+            while made == 0 or made != before:  # until it has stopped making more
+                before = made
+                for _ in range(200):
+                    await asyncio.sleep(0)
+            assert made < 5_000  # what the sockets hold, and half a megabyte
+            assert server.statistics().queued_bytes < 200_000
+        await server.stop(None)
+
+    run(scenario())
+
+
 def test_a_client_that_takes_nothing_is_dropped() -> None:
     async def big(request: bytes, context: Any) -> bytes:
         return bytes(1_000_000)
