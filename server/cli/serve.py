@@ -21,11 +21,12 @@ from server.loop import new_event_loop
 from server.telemetry.logs import FORMATS, LogOptions
 from server.telemetry.otel import Environment, read_environment
 from server.telemetry.traces import LEVELS, MODES, TraceOptions
-from server.transport.listen import ListenOptions, TransportKind
+from server.transport.listen import ListenOptions, TlsFiles, TransportKind
 from server.transport.service import ServiceOptions
 from server.transport.status import StatusCodes
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def default_cache_dir() -> Path:
@@ -71,6 +72,33 @@ def default_cache_dir() -> Path:
     type=click.Choice([kind.value for kind in TransportKind]),
     default="http2",
     help="Our own HTTP/2 gRPC server, or grpcio's, which costs several times the CPU.",
+)
+@setting(
+    "--grpc-use-ssl/--no-grpc-use-ssl",
+    panel="Listening",
+    default=False,
+    type=bool,
+    help="Encrypt calls (TLS); needs a certificate and its key.",
+)
+@setting(
+    "--grpc-server-cert",
+    panel="Listening",
+    type=_FILE,
+    help="The server's certificate as PEM, followed by the intermediate ones.",
+)
+@setting("--grpc-server-key", panel="Listening", type=_FILE, help="Its private key as PEM.")
+@setting(
+    "--grpc-use-ssl-mutual/--no-grpc-use-ssl-mutual",
+    panel="Listening",
+    default=False,
+    type=bool,
+    help="Turn away clients without a certificate (mutual TLS).",
+)
+@setting(
+    "--grpc-root-cert",
+    panel="Listening",
+    type=_FILE,
+    help="Who may sign clients' certificates, as PEM; for mutual TLS.",
 )
 @setting(
     "--reuse-port/--no-reuse-port",
@@ -251,6 +279,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
             port=values["grpc_port"],
             transport=TransportKind(values["transport"]),
             max_message_bytes=values["max_message_mb"] << 20,
+            tls=tls_of(values),
             reuse_port=values["reuse_port"],
         ),
         service=ServiceOptions(
@@ -284,6 +313,24 @@ def _trace_options(values: dict[str, Any], otel: Environment) -> TraceOptions:
         ratio=otel.ratio,
         parent_based=otel.parent_based,
         count=values["trace_count"],
+    )
+
+
+def tls_of(values: dict[str, Any]) -> TlsFiles | None:
+    """The files that TLS needs; None where it is off. Raises UsageError where one is missing."""
+    mutual = values["grpc_use_ssl_mutual"]
+    if not values["grpc_use_ssl"] and not mutual:
+        return None
+    needed = {"--grpc-server-cert": values["grpc_server_cert"], "--grpc-server-key": values["grpc_server_key"]}
+    if mutual:
+        needed["--grpc-root-cert"] = values["grpc_root_cert"]
+    for flag, path in needed.items():
+        if path is None:
+            raise click.UsageError(f"TLS needs {flag}")
+    return TlsFiles(
+        certificate=needed["--grpc-server-cert"],
+        key=needed["--grpc-server-key"],
+        client_ca=needed.get("--grpc-root-cert"),
     )
 
 

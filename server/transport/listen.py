@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -19,6 +21,18 @@ class TransportKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Who the server is, and whom it trusts: PEM files, read when the server starts."""
+
+    certificate: Path
+    """The server's certificate, followed by the intermediate ones."""
+    key: Path
+    """Its private key."""
+    client_ca: Path | None = None
+    """Who may sign clients' certificates; clients then need one. None: any client may call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenOptions:
     """Options of the gRPC listener, whichever transport it is."""
 
@@ -29,6 +43,8 @@ class ListenOptions:
     transport: TransportKind = TransportKind.HTTP2
     max_message_bytes: int = 256 << 20
     """Largest message taken or sent; larger ones end the call with RESOURCE_EXHAUSTED."""
+    tls: TlsFiles | None = None
+    """None: calls are neither encrypted nor authenticated."""
     reuse_port: bool = False
     """Whether other processes may listen on the same port and share its connections."""
 
@@ -38,14 +54,34 @@ _NO_PING_STRIKES: Final = (("grpc.http2.max_pings_without_data", 0), ("grpc.keep
 
 def create_server(options: ListenOptions) -> tuple[Any, int]:
     """A gRPC server bound to the address, and the port it got. Raises OSError when the address is taken."""
-    create = _http2 if options.transport is TransportKind.HTTP2 else _grpcio
-    server = create(options)
+    own = options.transport is TransportKind.HTTP2
+    server = _http2(options) if own else _grpcio(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"{host}:{options.port}"
     try:
-        port: int = server.add_insecure_port(f"{host}:{options.port}")
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{options.port}: {error}") from error
+        if options.tls is None:
+            port: int = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, _identity(options.tls) if own else _credentials(options.tls))
+    except (RuntimeError, ssl.SSLError) as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error
     return server, port
+
+
+def _identity(files: TlsFiles) -> http2.TlsOptions:
+    return http2.TlsOptions(
+        private_key=files.key.read_bytes(),
+        certificate_chain=files.certificate.read_bytes(),
+        client_ca=files.client_ca.read_bytes() if files.client_ca else None,
+    )
+
+
+def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(files.key.read_bytes(), files.certificate.read_bytes())],
+        root_certificates=files.client_ca.read_bytes() if files.client_ca else None,
+        require_client_auth=files.client_ca is not None,
+    )
 
 
 def _http2(options: ListenOptions) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
