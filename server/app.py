@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -153,6 +153,8 @@ class ModelOpener:
             log.debug("%s:%d: rows a second by layout: %s", spec.name, spec.version, measured)
         except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
             log.info("%s:%d cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
+        if not definition.steady:  # what was measured says nothing of the next request
+            layout = replace(layout, inline=False)
         session = sessions[layout.threads]
         return lambda: OnnxRuntimeEngine(spec, session), layout
 

@@ -47,6 +47,8 @@ class Definition:
     """Seconds that a call without a deadline has; infinite for none."""
     engine: EngineOptions
     warmups: tuple[Warmup, ...]
+    steady: bool
+    """Whether how long an execution takes follows from the shapes alone."""
     response_cache: bool
     """Whether the configuration asks for answers to be cached."""
     metric_tags: Mapping[str, str]
@@ -103,6 +105,7 @@ def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -
         default_deadline_s=default_deadline_s(config),
         engine=engine_options_of(config),
         warmups=warmups_of(config, spec, folder.path),
+        steady=graph.steady,
         response_cache=config.response_cache.enable,
         metric_tags=dict(config.metric_tags),
     )

@@ -33,6 +33,15 @@ DTYPES: Final[Mapping[int, DType]] = {
 }
 
 
+UNSTEADY: Final = frozenset(
+    {
+        *("If", "Loop", "Scan", "SequenceMap"),
+        *("ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"),
+    }
+)
+"""Operators whose work depends on the values that come in, and not on shapes alone: a few bytes may ask for hours."""
+
+
 @dataclass(frozen=True, slots=True)
 class GraphTensor:
     """An input or output of the graph."""
@@ -54,6 +63,8 @@ class Graph:
     outputs: tuple[GraphTensor, ...]
     external: tuple[Path, ...]
     """Files beside the model that hold weights, in order of names."""
+    steady: bool = True
+    """Whether equal shapes mean equal work."""
 
     @property
     def batchable(self) -> bool:
@@ -82,7 +93,15 @@ def read_graph(path: Path) -> Graph:
         tuple(_tensor(value, has_default=value.name in defaults) for value in graph.input),
         tuple(_tensor(value) for value in graph.output),
         tuple(_external(model, path.parent)),
+        steady=UNSTEADY.isdisjoint(node.op_type for node in _nodes(model)),
     )
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of the graph and of all functions. Those in sub-graphs are left out: what has one is UNSTEADY."""
+    yield from model.graph.node
+    for function in model.functions:
+        yield from function.node
 
 
 def _with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

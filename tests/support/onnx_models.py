@@ -123,3 +123,46 @@ def fragile() -> onnx.ModelProto:
     ]
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     return model(helper.make_graph(nodes, "fragile", inputs, outputs, weights))
+
+
+def counter() -> onnx.ModelProto:
+    """`y` [1] counts up to `n` [1], one multiplication of 256 x 256 matrices for each step: as slow as one asks."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["matrix", "matrix"], ["square"]),
+            helper.make_node("ReduceMax", ["square"], ["least"], keepdims=0),
+            helper.make_node("Mul", ["least", "zero"], ["nothing"]),
+            helper.make_node("Add", ["sum", "one"], ["more"]),
+            helper.make_node("Add", ["more", "nothing"], ["sum_out"]),
+            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, [1]),
+        ],
+    )
+    constants = {
+        "matrix": np.ones((256, 256), np.float32),
+        "zero": np.zeros((), np.float32),
+        "one": np.ones(1, np.float32),
+        "start": np.zeros(1, np.float32),
+        "scalar": np.zeros(0, np.int64),
+        "true": np.array(True),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["n", "scalar"], ["steps"]),
+            helper.make_node("Loop", ["steps", "true", "start"], ["y"], body=body),
+        ],
+        "counter",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return model(graph)

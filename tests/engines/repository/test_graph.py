@@ -100,3 +100,13 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 
 def test_type_names_cover_what_onnx_may_add(tmp_path: Path) -> None:
     assert read(tmp_path, onnx_models.identity(dtype=TensorProto.COMPLEX64)).inputs[0].dtype is None
+
+
+def test_graphs_whose_work_depends_on_values_are_told_apart(tmp_path: Path) -> None:
+    for name, proto, steady in (
+        ("identity", onnx_models.identity(), True),
+        ("scale", onnx_models.scale(), True),
+        ("counter", onnx_models.counter(), False),
+    ):
+        (tmp_path / name).write_bytes(proto.SerializeToString())
+        assert read_graph(tmp_path / name).steady is steady
