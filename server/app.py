@@ -253,8 +253,11 @@ class Server:
         self.lifecycle.advance(Phase.SERVING)
         return Addresses(options.listen.host, grpc_port, metrics_port)
 
-    async def drain(self) -> None:
-        """Take nothing new, answer what can be answered in time, tell the rest, free everything."""
+    async def drain(self) -> bool:
+        """Take nothing new, answer what can be answered in time, tell the rest, free everything.
+
+        Returns whether engines still run: the process must then end without waiting for their threads.
+        """
         self.lifecycle.advance(Phase.DRAINING)
         self.health.close()
         bound = self.options.exit_timeout_s
@@ -264,13 +267,16 @@ class Server:
             await self._transport.stop(bound)
         alarm.cancel()
         self._abandon()
+        left = False
         try:
             async with asyncio.timeout(CLOSING_S):
                 await self.manager.close()
         except TimeoutError:
+            left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
+        return left
 
     def _abandon(self) -> None:
         for model in self.models.served():
@@ -320,8 +326,8 @@ class Server:
         self.health.set(name, self.manager.ready(name) and not self.lifecycle.draining)
 
 
-async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> None:
-    """A whole life: start, call `started`, run until SIGTERM or SIGINT, drain."""
+async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> bool:
+    """A whole life: start, call `started`, run until SIGTERM or SIGINT, drain. Returns what `Server.drain` does."""
     server = Server(options)
     server.logs.install()
     async with stop_signals() as asked:
@@ -336,4 +342,5 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
                 starting.cancel()
         finally:
             waiting.cancel()
-            await server.drain()
+            left = await server.drain()
+    return left

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import rich_click as click
 from rich.console import Console
@@ -257,12 +258,21 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
     try:
         options = options_of(values, read_environment(os.environ))
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(run(options, announce))
+            if runner.run(run(options, announce)):
+                _leave()
     except (InferError, OSError, ValueError) as error:
         Console(stderr=True).print(f"[bold red]kairos cannot start:[/] {error}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _leave() -> NoReturn:
+    """End the process though a thread is inside an engine's native code, which Python cannot end without a crash."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
