@@ -34,7 +34,7 @@ FAULTS: Final = ("ERROR", "Traceback", "Exception", "was never awaited")
 
 @dataclass
 class RunningServer:
-    """A server process. `log` grows while it runs."""
+    """A server process, to be ended by `end`. `log` grows while it runs."""
 
     process: subprocess.Popen[str]
     log: list[str] = field(default_factory=list)
@@ -74,6 +74,12 @@ class RunningServer:
         """The whole log."""
         return "".join(self.log)
 
+    def wait_ready(self) -> None:
+        """Wait until it serves, and learn its addresses."""
+        ready = self.wait_for(READY.pattern)
+        self.url = ready["url"]
+        self.metrics_url = f"http://127.0.0.1:{ready['metrics']}/metrics"
+
     def send(self, number: signal.Signals) -> None:
         """Send the process a signal."""
         self.signalled = True
@@ -84,6 +90,14 @@ class RunningServer:
         status = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return status
+
+    def end(self) -> None:
+        """Kill the process if it still runs, and free what belongs to it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 def start_server(*arguments: str | Path, env: dict[str, str] | None = None) -> RunningServer:
@@ -104,9 +118,7 @@ def running_server(
     """
     server = start_server("--model-repository", repository, *arguments, env=env)
     try:
-        ready = server.wait_for(READY.pattern)
-        server.url = ready["url"]
-        server.metrics_url = f"http://127.0.0.1:{ready['metrics']}/metrics"
+        server.wait_ready()
         yield server
         if not server.signalled:
             server.send(signal.SIGTERM)
@@ -115,12 +127,7 @@ def running_server(
         found = [] if faults else [fault for fault in FAULTS if fault in server.text]
         assert not found, f"{found} in the log:\n{server.text}"
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
-        if server.process.stderr is not None:
-            server.wait()
-            server.process.stderr.close()
+        server.end()
 
 
 @contextlib.asynccontextmanager
