@@ -34,8 +34,8 @@ _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _KEY: Final = re.compile(r"[0-9a-z_.-]+")
 _VALUE: Final = re.compile(r"[\x20-\x7e]*")
-PUSHBACK: Final = "grpc-retry-pushback-ms"
-"""The one reserved name that belongs to servicers: when a client may try again (gRFC A6)."""
+_PUSHBACK: Final = "grpc-retry-pushback-ms"
+"""The one reserved name that servicers may send: when one who was turned away may try again (gRPC proposal A6)."""
 _UNSAFE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
 
@@ -63,7 +63,7 @@ def decode_pair(name: bytes, value: bytes) -> Metadatum:
 
 def encode_pair(key: str, value: str | bytes) -> bytes:
     """One pair as a header literal. InvalidMetadata where gRPC does not allow the key or the value."""
-    if not isinstance(key, str) or not _KEY.fullmatch(key) or (key.startswith("grpc-") and key != PUSHBACK):
+    if not isinstance(key, str) or not _KEY.fullmatch(key) or (key.startswith("grpc-") and key != _PUSHBACK):
         raise InvalidMetadata(f"key {key!r}")
     if key.endswith("-bin"):
         if not isinstance(value, bytes):

@@ -43,3 +43,7 @@ def test_binary_values_travel_as_base64_with_or_without_padding() -> None:
 def test_metadata_that_grpc_does_not_allow(key: str, value: str | bytes) -> None:
     with pytest.raises(InvalidMetadata):
         encode_metadata([(key, value)])
+
+
+def test_servicers_may_say_when_to_try_again() -> None:
+    assert encode_metadata([("grpc-retry-pushback-ms", "20")]) == b"\x00\x16grpc-retry-pushback-ms\x0220"
