@@ -3,7 +3,8 @@
     python loadtest/deadlines.py [--seconds 6] [--write]
 
 One server, one model of at least 5 ms an execution under two names: with the `deadline` policy, and with `fifo`.
-Its capacity is what a closed loop of callers without deadlines gets through, measured before and after each load. Then requests arrive at 0.5 to 2.5
+Its capacity is what a closed loop of callers without deadlines gets through, measured before and after each load.
+Then requests arrive at 0.5 to 2.5
 times that, whatever becomes of those before them; a third each has a short, a middle and a long deadline. Goodput
 counts the answers that reached the client in time, as a share of capacity. `--write` puts the figures and the chart
 into docs/performance.md.
@@ -164,10 +165,11 @@ def row(cell: Cell) -> str:
     told = f"{statistics.median(cell.refused_after) * 1e3:.1f} ms" if cell.refused_after else ""
     middle = f"{statistics.median(cell.latencies) * 1e3:.1f} ms" if cell.latencies else ""
     codes = ", ".join(f"{count} {name}" for name, count in sorted(cell.codes.items()))
-    return (
-        f"| {cell.load:g} | {cell.policy} | {cell.sent / cell.seconds:.0f}/s | **{cell.goodput / cell.capacity:.3f}** | "
-        f"{cell.waste:.1%} | {middle} | {told} | {codes} |"
-    )
+    fields = [
+        f"{cell.load:g}", cell.policy, f"{cell.sent / cell.seconds:.0f}/s", f"**{cell.goodput / cell.capacity:.3f}**",
+        f"{cell.waste:.1%}", middle, told, codes,
+    ]  # fmt: skip
+    return f"| {' | '.join(fields)} |"
 
 
 def report(idle: float, cells: list[Cell]) -> str:

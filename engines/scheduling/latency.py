@@ -129,10 +129,10 @@ class CostModel:
             "ratios": ratios[:: max(1, len(ratios) // 32)] + ratios[-1:],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: object) -> None:
         """Continue from what `as_dict` gave; ValueError when it is something else."""
-        if state.get("format") != FORMAT:
-            raise ValueError(f"a cost file of format {FORMAT} is needed, not {state.get('format')!r}")
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            raise ValueError(f"not a cost file of format {FORMAT}")
         try:
             sweep = {int(rows): float(seconds) for rows, seconds in state["seconds"].items()}
             ratios = [float(ratio) for ratio in state["ratios"]]

@@ -27,16 +27,17 @@ _LOADS: Final = (0.5, 1.0, 1.5, 2.5)
 _MOST_ENGINES: Final = 1024
 
 EXAMPLES: Final = """
-\b
-Examples:
-  # A model of 2 ms and 1.5 ms a row, three kinds of callers, from half load to overload:
-  kairos simulate --cost 2ms+1.5ms --max-rows 16 --slo 20ms,50ms,100ms --load 0.5,1,1.5,2.5
-  # Against what other servers do, with bursts, and a chart:
-  kairos simulate --cost 2ms+1.5ms --max-rows 16 --slo 50ms --arrivals bursty --policy all --plot compare.png
-  # What a running server has learned, and what it was asked:
-  kairos simulate --cost .kairos/costs/resnet50.json --max-rows 32 --trace monday.jsonl --slo 50ms
-  # How many engines answer 3000 requests a second, 99 % of them in time?
-  kairos simulate --cost 2ms+1.5ms --max-rows 16 --slo 50ms --rate 3000 --engines-for 0.99
+A model of 2 ms and 1.5 ms a row, three kinds of callers, from half load to overload:
+`kairos simulate --cost 2ms+1.5ms --slo 20ms,50ms,100ms --load 0.5,1,1.5,2.5`
+
+Against what other servers do, with bursts, and a chart:
+`kairos simulate --cost 2ms+1.5ms --slo 50ms --arrivals bursty --policy all --plot compare.png`
+
+With what a server has learned, and what it was asked:
+`kairos simulate --cost costs/resnet50.json --max-rows 32 --trace monday.jsonl`
+
+How many engines answer 3000 requests a second, 99 % of them in time?
+`kairos simulate --cost 2ms+1.5ms --slo 50ms --rate 3000 --engines-for 0.99`
 """
 
 
