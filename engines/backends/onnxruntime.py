@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from onnx import TensorProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from engines.backends.options import EngineOptions, GraphLevel
+from engines.backends.processor import PRECISION_KEY, Processor, this_processor
 from engines.errors import InvalidRequest
 from engines.spec import ModelSpec
 from engines.tensor import Array, DType
@@ -117,6 +118,7 @@ class SessionSource:
     options: EngineOptions
     cache_dir: Path | None = None
     """Folder for optimised graphs. None: optimise at each start."""
+    processor: Processor = field(default_factory=this_processor)
 
     def open(self, intra_op_threads: int) -> ort.InferenceSession:
         """A new session. Raises what ONNX Runtime raises for a model that it cannot run."""
@@ -155,6 +157,8 @@ class SessionSource:
         # Threads that spin for work take the core that the event loop and other models run on.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if not self.processor.exact_int8:
+            settings.add_session_config_entry(PRECISION_KEY, "1")
         for key, value in options.session_config.items():
             settings.add_session_config_entry(key, value)
         return settings

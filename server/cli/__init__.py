@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
+from server.cli.build import build
 from server.cli.demo import demo
 from server.cli.models import models
 from server.cli.serve import serve
@@ -25,5 +26,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate):
+for command in (serve, demo, models, top, simulate, build):
     cli.add_command(command)
