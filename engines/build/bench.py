@@ -187,23 +187,27 @@ def usable_batches(trials: Collection[Trial], wanted: Sequence[int]) -> tuple[in
 
 
 _MEMORY_SCRIPT: Final = """
-import resource, sys
+import sys
 from pathlib import Path
 from engines.backends.sweep import sample_inputs
-from engines.build.bench import open_engine, open_version, peak_bytes
+from engines.build.bench import open_engine, open_version, resident_bytes
 from engines.backends.processor import this_processor
 trial = open_version(Path(sys.argv[1]))
-before = peak_bytes()
+before = resident_bytes()
 engine = open_engine(trial, 1, this_processor())
 spec = engine.spec
 engine.execute(sample_inputs(spec, min(8, max(1, spec.max_rows))), [tensor.name for tensor in spec.outputs])
-print(peak_bytes() - before)
+print(resident_bytes() - before)
 """
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_bytes() -> int:
+    """The memory that this process holds now. Raises BuildFailed where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError) as error:
+        raise BuildFailed("memory cannot be measured here: there is no /proc/self/statm") from error
+    return pages * resource.getpagesize()
 
 
 def memory_bytes(trial: Trial) -> int:

@@ -9,6 +9,7 @@ the build measures them.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ def emit(model: onnx.ModelProto, table: Table, scheme: Scheme, keep: Collection[
     finally:
         logging.getLogger().removeFilter(_quiet)
     result: onnx.ModelProto = quantizer.model.model
+    _sharpen(result, excluded, scheme)
     _compact(result, set(graphs.initializers(model)) | set(_values(model)))
     return result
 
@@ -164,6 +166,30 @@ def _options(scheme: Scheme) -> dict[str, object]:
         "OpTypesToExcludeOutputQuantization": list(scheme.op_types) if scheme.inputs_only else [],
         "QDQOpTypePerChannelSupportToAxis": CHANNEL_AXIS,
     }
+
+
+def _sharpen(model: onnx.ModelProto, excluded: Collection[str], scheme: Scheme) -> None:
+    """Let nodes that stay in FP32 read values as they were before Q/DQ, where those exist in FP32 anyway.
+
+    The quantiser hands the blurred value to every reader, such as the additions that carry a transformer's residual.
+    """
+    made = graphs.producers(model)
+
+    def stays(node: onnx.NodeProto | None) -> bool:
+        return node is None or node.op_type not in scheme.op_types or node.name in excluded
+
+    def sharp(name: str) -> str:
+        widen = made.get(name)
+        if widen is None or widen.op_type != "DequantizeLinear":
+            return name
+        narrow = made.get(widen.input[0])
+        if narrow is None or not (scheme.inputs_only or stays(made.get(narrow.input[0]))):
+            return name
+        return str(narrow.input[0])
+
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and stays(node):
+            node.input[:] = [sharp(name) for name in node.input]
 
 
 def _quiet(record: logging.LogRecord) -> bool:
@@ -186,11 +212,14 @@ def _compact(model: onnx.ModelProto, original: Collection[str]) -> None:
     del model.metadata_props[:]
     outputs = {value.name for value in model.graph.output}
     short: dict[str, str] = {}
+    fresh = (name for name in map("q{}".format, itertools.count()) if name not in original)
 
     def rename(name: str) -> str:
         if not name or name in original or name in outputs:
             return name
-        return short.setdefault(name, f"q{len(short)}")
+        if name not in short:
+            short[name] = next(fresh)
+        return short[name]
 
     for tensor in model.graph.initializer:
         tensor.name = rename(tensor.name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import rich_click as click
 
 from server.cli.build import build
+from server.cli.compare import compare
 from server.cli.demo import demo
 from server.cli.models import models
+from server.cli.profile import profile
 from server.cli.serve import serve
 from server.cli.simulate import simulate
 from server.cli.top import top
@@ -26,5 +28,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, build):
+for command in (serve, demo, models, top, simulate, build, compare, profile):
     cli.add_command(command)

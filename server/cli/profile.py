@@ -1,0 +1,94 @@
+"""`kairos profile`: how a model is best run on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+from rich.table import Table
+
+from engines.build.errors import BuildFailed
+from engines.build.manifest import plain
+from engines.build.plots import draw_profile
+from engines.build.profile import Profile, ProfileOptions, apply, curves_of, frontier_of
+from engines.build.profile import profile as sweep
+from engines.build.versus import newest_version
+from engines.repository.layout import version_of
+from server.cli.progress import bars
+
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--version", "versions", multiple=True, type=int, help="Versions to sweep. Default: the newest.")
+@click.option("--slo-ms", type=click.FloatRange(min=0, min_open=True), help="Bound on the 99th percentile of latency.")
+@click.option("--batch", multiple=True, type=click.IntRange(min=1), help="Rows to try. Default: powers of two.")
+@click.option("--seconds", default=0.3, type=click.FloatRange(min=0.01), help="Length of each measurement.")
+@click.option("--json", "json_file", type=NEW_FILE, help="Also write all figures to this file.")
+@click.option("--plot", type=NEW_FILE, help="Also draw them into this file (needs the `plots` extra).")
+@click.option("--apply", "write", is_flag=True, help="Write the best configuration into the model's config.pbtxt.")
+def profile(model: Path, **values: Any) -> None:  # noqa: ANN401  (click hands over the options by name)
+    """Sweep batch sizes, instances, threads and versions of a model; say which serves most rows within the bound.
+
+    MODEL is a model's folder in a repository.
+
+    **Examples**
+
+    - `kairos profile models/digits --slo-ms 5`
+    - `kairos profile models/digits --version 1 --version 2 --plot digits.png --json digits.json`
+    """
+    errors = Console(stderr=True, highlight=False)
+    options = ProfileOptions(slo_ms=values["slo_ms"], batches=tuple(values["batch"]), seconds=values["seconds"])
+    try:
+        numbers = values["versions"] or (version_of(newest_version(model).name),)
+        with bars(errors) as progress:
+            result = sweep([model / str(number) for number in numbers], options, progress)
+        show(result, Console(highlight=False))
+        if values["json_file"]:
+            values["json_file"].write_text(json.dumps(plain(result), indent=2) + "\n", encoding="utf-8")
+        if values["plot"]:
+            _draw(result, values["plot"])
+        if values["write"] and result.best is not None:
+            click.echo(f"written: {apply(result.best, model)}")
+    except BuildFailed as error:
+        errors.print(f"[bold red]Cannot profile:[/] {error}", soft_wrap=True)
+        sys.exit(1)
+    sys.exit(0 if result.best is not None else 2)
+
+
+def show(result: Profile, console: Console) -> None:
+    """The points that no other dominates, and what is best."""
+    table = Table("version", "rows", "instances", "threads", "rows/s", "p50 ms", "p99 ms", "", box=None, pad_edge=False)
+    shown = frontier_of(result.points)
+    if result.best is not None and result.best not in shown:
+        shown.append(result.best)
+    for point in shown:
+        marks = [name for name, marked in (("knee", result.knee), ("best", result.best)) if point == marked]
+        table.add_row(
+            *map(str, (point.version, point.rows, point.instances, point.threads)),
+            f"{point.rows_per_second:.0f}",
+            f"{point.p50_ms:.3f}",
+            f"{point.p99_ms:.3f}",
+            ", ".join(marks),
+        )
+    console.print(table)
+    console.print(f"{len(result.points)} points measured; those are shown that no other beats in both columns")
+    if result.best is None:
+        console.print(f"[bold red]nothing keeps {result.slo_ms:g} ms[/]")
+        return
+    best = result.best
+    console.print(
+        f"[bold]best: version {best.version}, batches of up to {best.rows} rows, {best.instances} instance(s) with "
+        f"{best.threads} thread(s): {best.rows_per_second:.0f} rows a second, p99 {best.p99_ms:.3f} ms[/]"
+    )
+
+
+def _draw(result: Profile, path: Path) -> None:
+    best = None if result.best is None else (result.best.p99_ms, result.best.rows_per_second)
+    knee = (result.knee.p99_ms, result.knee.rows_per_second)
+    draw_profile(curves_of(result.points), knee, best, result.slo_ms, path)
