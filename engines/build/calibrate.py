@@ -154,8 +154,8 @@ class Collector:
     @staticmethod
     def _load(path: Path) -> tuple[int, dict[str, Histogram]]:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return int(file["done"]), unpack(file)
+            arrays = graphs.read_arrays(path)
+            return int(arrays["done"]), unpack(arrays)
         except FileNotFoundError:
             return 0, {}
         except (OSError, ValueError, KeyError):

@@ -110,7 +110,7 @@ class Maker:
             precision=precision,
             trial=trial,
             comparison=self._judged(trial, self.judge),
-            layers=layer_precisions(model),
+            layers=layer_precisions(model, layers(self.prepared.model)),
         )
 
     def _quantised(self, precision: Precision) -> list[Candidate]:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.build import graphs
 from engines.build.errors import BuildFailed
 from engines.build.images import Preprocessing, find_images, read_image
 from engines.spec import TensorSpec
@@ -123,8 +124,7 @@ def dataset_of(columns: Mapping[str, Array], labels: Labels | None = None, *, so
 def _read_arrays(path: Path, inputs: Sequence[TensorSpec], labels: str) -> dict[str, Array]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file.items())
+            return graphs.read_arrays(path)
         if path.suffix == ".npy":
             return {inputs[0].name: np.load(path, allow_pickle=False)}
     except (OSError, ValueError) as error:

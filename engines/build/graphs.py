@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -104,6 +105,15 @@ def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that callers must give: those that no initializer stands in for."""
     defaults = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in defaults]
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file. Raises OSError or ValueError."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return dict(file.items())
+    except (zipfile.BadZipFile, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"not an .npz file: {error}") from error
 
 
 def made_up(values: Iterable[onnx.ValueInfoProto], rows: int, *, everywhere: bool = False) -> dict[str, Array]:

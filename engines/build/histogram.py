@@ -45,8 +45,9 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         while max(-low, high) >= self.limit:
             self._double()
-        scaled = values.astype(np.float64).ravel() * (BINS / 2 / self.limit) + BINS / 2
-        self.counts += np.bincount(np.clip(scaled.astype(np.int64), 0, BINS - 1), minlength=BINS)
+        # The floor comes before the shift, which would round what is barely negative up to zero.
+        bins = np.floor(values.astype(np.float64).ravel() * (BINS / 2 / self.limit)).astype(np.int64) + BINS // 2
+        self.counts += np.bincount(bins, minlength=BINS)
 
     def _double(self) -> None:
         quarter = BINS // 4

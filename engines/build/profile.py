@@ -141,7 +141,7 @@ def frontier_of(points: Sequence[Point]) -> list[Point]:
 def apply(best: Point, folder: Path) -> Path:
     """Write the best configuration into the model's config.pbtxt; comments in it are lost. Raises BuildFailed.
 
-    The largest batch stays what it is, since clients may send that many rows; the best number becomes the preferred one.
+    The largest batch stays what it is, since clients may send that many rows; the best number becomes preferred.
     """
     path = folder / CONFIG_FILE
     try:

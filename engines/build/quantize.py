@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -236,27 +236,21 @@ def _compact(model: onnx.ModelProto, original: Collection[str]) -> None:
     model.opset_import.extend(imports)
 
 
-def layer_precisions(model: onnx.ModelProto) -> Mapping[str, str]:
-    """Layer by name to `int8`, `fp16`, `bf16` or `fp32`: what its inputs have been brought to."""
+def layer_precisions(model: onnx.ModelProto, names: Collection[str]) -> dict[str, str]:
+    """These layers to `int8`, `fp16`, `bf16` or `fp32`: what their inputs have been brought to."""
     made = graphs.producers(model)
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    names: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type not in (*WEIGHTED, "Add") or not node.name:
-            continue
+    words: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    # What flows is FP16 everywhere or nowhere; BF16 is only ever stored.
+    flowing = "fp16" if TensorProto.FLOAT16 in kinds.values() else "fp32"
+
+    def precision(node: onnx.NodeProto) -> str:
         sources = [made.get(name) for name in node.input[:2]]
         if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-            found[node.name] = "int8"
-        elif node.op_type in WEIGHTED:
-            stored = {_stored_kind(name, made, kinds) for name in node.input[1:2]}
-            found[node.name] = next((names[kind] for kind in stored if kind in names), "fp32")
-    return found
+            return "int8"
+        weight, source = node.input[1], sources[1]
+        if source is not None and source.op_type == "Cast":
+            weight = source.input[0]
+        return words.get(kinds.get(weight, TensorProto.UNDEFINED), flowing)
 
-
-def _stored_kind(name: str, made: Mapping[str, onnx.NodeProto], kinds: Mapping[str, int]) -> int:
-    """Element type of a weight, also behind a cast."""
-    node = made.get(name)
-    if node is not None and node.op_type == "Cast":
-        name = node.input[0]
-    return kinds.get(name, TensorProto.FLOAT)
+    return {node.name: precision(node) for node in model.graph.node if node.name in names}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.backends.processor import Processor, this_processor
-from engines.build import graphs
 from engines.build.bench import (
     Bench,
     Trial,
@@ -23,6 +22,7 @@ from engines.build.calibrate import Progress
 from engines.build.compare import Comparison, compare
 from engines.build.data import open_data
 from engines.build.errors import BuildFailed
+from engines.build.prepare import prepare
 from engines.repository.layout import version_of
 
 
@@ -122,6 +122,5 @@ def newest_version(folder: Path) -> Path:
 def _open(path: Path, folder: Path) -> Trial:
     if path.is_dir():
         return open_version(path if version_of(path.name) else newest_version(path))
-    bench = Bench(folder)
-    bench.furnish(folder)
-    return bench.stage(graphs.load(path))
+    folder.mkdir()
+    return Bench(folder).stage(prepare(path, folder.parent, quantising=False).model)
