@@ -204,7 +204,7 @@ def dense_operands(model: onnx.ModelProto, images: np.ndarray, folder: Path) -> 
     return activations, weights
 
 
-def test_the_saturating_instruction_is_exact_for_7_bits_and_far_off_for_8(tmp_path: Path) -> None:
+def test_the_saturating_instruction_is_exact_for_7_bits_and_wrong_for_8(tmp_path: Path) -> None:
     prepared, table, _ = case("digits")
     with np.load(DIGITS / "digits/held_out.npz") as file:
         images = file["images"].astype(np.float32)
@@ -215,7 +215,9 @@ def test_the_saturating_instruction_is_exact_for_7_bits_and_far_off_for_8(tmp_pa
     activations, weights = dense_operands(emit(prepared.model, table, TENSORRT), images, tmp_path)
     exact = activations.astype(int) @ weights.astype(int)
     wrong = np.abs(saturating_product(activations, weights) - exact)
-    assert wrong.max() > 0.1 * np.abs(exact).max()
+    logits = exact - 128 * weights.astype(int).sum(axis=0)
+    assert np.mean(wrong.max(axis=1) > 0) > 0.9  # nearly every image is hit
+    assert wrong.max() > 0.2 * logits.std()
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
