@@ -7,8 +7,14 @@ import logging
 from pathlib import Path
 
 from engines.scheduling.latency import CostModel
+from engines.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+
+
+def costs_file(cache_dir: Path, spec: ModelSpec, instances: int, threads: int) -> Path:
+    """Where the costs of a model version in one layout are kept."""
+    return cache_dir / "costs" / f"{spec.name}-{spec.version}-{spec.digest[:16]}-{instances}x{threads}.json"
 
 
 def load_costs(path: Path, cost: CostModel) -> bool:

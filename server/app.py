@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from engines.backends.cores import available_cores
 from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
 from engines.backends.sweep import Layout, choose, layouts, measure_costs
-from engines.costs import load_costs, save_costs
+from engines.costs import costs_file, load_costs, save_costs
 from engines.errors import InferError, LoadFailed
 from engines.inference import Inference
 from engines.local import LocalInference
@@ -170,8 +170,7 @@ class ModelOpener:
             return cost, None
         path = None
         if self._cache_dir is not None:
-            name = f"{spec.name}-{spec.version}-{spec.digest[:16]}-{layout.instances}x{layout.threads}.json"
-            path = self._cache_dir / "costs" / name
+            path = costs_file(self._cache_dir, spec, layout.instances, layout.threads)
             if load_costs(path, cost):
                 return cost, path
         try:

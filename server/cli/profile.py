@@ -11,14 +11,18 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from engines.build.bench import open_version
 from engines.build.errors import BuildFailed
 from engines.build.manifest import plain
 from engines.build.plots import draw_profile
-from engines.build.profile import Profile, ProfileOptions, apply, curves_of, frontier_of
+from engines.build.profile import Point, Profile, ProfileOptions, apply, curves_of, frontier_of
 from engines.build.profile import profile as sweep
 from engines.build.versus import newest_version
+from engines.costs import costs_file, save_costs
 from engines.repository.layout import version_of
+from engines.scheduling.latency import CostModel
 from server.cli.progress import bars
+from server.cli.serve import default_cache_dir
 
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -31,7 +35,19 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seconds", default=0.3, type=click.FloatRange(min=0.01), help="Length of each measurement.")
 @click.option("--json", "json_file", type=NEW_FILE, help="Also write all figures to this file.")
 @click.option("--plot", type=NEW_FILE, help="Also draw them into this file (needs the `plots` extra).")
-@click.option("--apply", "write", is_flag=True, help="Write the best configuration into the model's config.pbtxt.")
+@click.option(
+    "--apply",
+    "write",
+    is_flag=True,
+    help="Write the best configuration into config.pbtxt, and what it costs for `serve`.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_cache_dir,
+    show_default="~/.cache/kairos",
+    help="The server's cache, where its scheduler finds the costs.",
+)
 def profile(model: Path, **values: Any) -> None:  # noqa: ANN401  (click hands over the options by name)
     """Sweep batch sizes, instances, threads and versions of a model; say which serves most rows within the bound.
 
@@ -55,10 +71,25 @@ def profile(model: Path, **values: Any) -> None:  # noqa: ANN401  (click hands o
             _draw(result, values["plot"])
         if values["write"] and result.best is not None:
             click.echo(f"written: {apply(result.best, model)}")
+            for file in seed_scheduler(result, result.best, model, values["cache_dir"]):
+                click.echo(f"written: {file}")
     except BuildFailed as error:
         errors.print(f"[bold red]Cannot profile:[/] {error}", soft_wrap=True)
         sys.exit(1)
     sys.exit(0 if result.best is not None else 2)
+
+
+def seed_scheduler(result: Profile, best: Point, model: Path, cache_dir: Path) -> list[Path]:
+    """Leave what executions cost in the best layout where the server looks for it; the files."""
+    written = []
+    for version, costs in result.costs.items():
+        definition = open_version(model / str(version)).definition
+        cost = CostModel(definition.limits.max_rows, definition.limits.allowed_rows)
+        cost.seed(costs)
+        file = costs_file(cache_dir, definition.spec, best.instances, best.threads)
+        save_costs(file, cost)
+        written.append(file)
+    return written
 
 
 def show(result: Profile, console: Console) -> None:

@@ -11,6 +11,9 @@ import tritonclient.grpc as triton
 from click.testing import CliRunner, Result
 
 from engines.build import bench
+from engines.build.bench import open_version
+from engines.costs import costs_file, load_costs
+from engines.scheduling.latency import CostModel
 from server.cli import cli
 from server.cli.demo import serving
 from tests.support import digits
@@ -56,11 +59,17 @@ def test_build_then_compare_then_profile(tmp_path: Path) -> None:
 
     profiled = kairos(
         *("profile", tmp_path / "repo" / "digits", "--batch", 4, "--seconds", 0.01, "--apply"),
-        *("--json", tmp_path / "p.json", "--plot", tmp_path / "p.png"),
+        *("--json", tmp_path / "p.json", "--plot", tmp_path / "p.png", "--cache-dir", tmp_path / "cache"),
     )
     assert profiled.exit_code == 0, profiled.stderr
     assert "best: version 1" in profiled.stdout
     assert json.loads((tmp_path / "p.json").read_text())["costs"]["1"].keys() == {"4"}
+    definition = open_version(version).definition
+    file = costs_file(
+        tmp_path / "cache", definition.spec, definition.engine.instances, definition.engine.intra_op_threads
+    )
+    assert load_costs(file, cost := CostModel(definition.limits.max_rows))
+    assert cost.statistics().seconds.keys() == {4}
     assert "intra_op_thread_count" in (tmp_path / "repo" / "digits" / "config.pbtxt").read_text()
 
 
