@@ -83,7 +83,9 @@ def test_a_drain_lets_work_finish_and_refuses_the_new(repository: Path, transpor
         server.wait_for("SIGTERM: draining")
         with pytest.raises(grpc.RpcError) as refusal, grpc.insecure_channel(server.url) as late:
             GRPCInferenceServiceStub(late).ModelInfer(steps(1), timeout=30)  # type: ignore[no-untyped-call]
-        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        # grpcio's server cancels a call that comes in the very moment in which it closes its port.
+        allowed = {"http2": ["UNAVAILABLE"], "grpcio": ["UNAVAILABLE", "CANCELLED"]}
+        assert refusal.value.code().name in allowed[transport]
         assert np.frombuffer(call.result(timeout=60).raw_output_contents[0], np.float32)[0] == SOON
 
 
