@@ -193,8 +193,10 @@ class LocalInference:
         finished = self._loop.time()
         del self._running[id(batch)]
         abandoned_rows = sum(member.rows for member in batch.members if member.waiter.future.done())
-        # The engine gets its next batch before this one's answers are cut out.
-        self._dispatch()
+        if self._pool.inline:  # answers first: the next execution would hold them up
+            self._dispatch_soon()
+        else:  # the engine gets its next batch before this one's answers are cut out
+            self._dispatch()
         failure, scatter_s = outcome.error, 0.0
         if outcome.outputs is not None:
             failure, scatter_s = self._deliver(batch, started, outcome)

@@ -78,6 +78,11 @@ class EnginePool:
         self._idle.extend(opened)
 
     @property
+    def inline(self) -> bool:
+        """Whether engines run on the event loop's own thread, and so hold up whatever comes after them."""
+        return self._inline
+
+    @property
     def has_idle(self) -> bool:
         """Whether `submit` may be called."""
         return bool(self._idle)

@@ -119,7 +119,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     batching = "max_batch_size: 8\ndynamic_batching { allowed_batch_size: [4, 8] }\n"
     onnx_models.write(repository, "quick", config=f"{batching}{ONE_ENGINE}")
     queue = "default_queue_policy { max_queue_size: 2 allow_timeout_override: true }"
-    config = f"max_batch_size: 1\ndynamic_batching {{ {queue} }}\n{ONE_ENGINE}"
+    # First come, first served, so that some expire in the queue: by deadline they would be refused at once.
+    config = f"max_batch_size: 1\ndynamic_batching {{ policy: FIFO {queue} }}\n{ONE_ENGINE}"
     onnx_models.write(repository, "slow", config=config, proto=onnx_models.slow())
     onnx_models.write(repository, "fragile", config=f"max_batch_size: 1\n{ONE_ENGINE}", proto=onnx_models.fragile())
     (repository / "broken" / "1").mkdir(parents=True)

@@ -67,6 +67,8 @@ class ManualPool:
     def __repr__(self) -> str:
         return f"<ManualPool {self._idle} idle>"
 
+    inline = False
+
     @property
     def has_idle(self) -> bool:
         return self._idle > 0

@@ -54,6 +54,10 @@ _STATUS: Final = {code: literal(b"grpc-status", str(code.value[0]).encode()) for
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
+class Unreadable(Exception):
+    """A request message that its deserializer does not understand; the cause says why."""
+
+
 class Host(Protocol):
     """What a call needs of the connection it came by."""
 
@@ -238,7 +242,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self.host.call_started(self)
 
     def take_request(self) -> Any:  # noqa: ANN401 - whatever the method's deserializer makes
-        """The next request message; IndexError when none is there."""
+        """The next request message; IndexError when none is there, Unreadable when it makes no sense."""
         messages = self._messages
         if not messages:
             raise IndexError("no message")
@@ -248,7 +252,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if not self._ended and self._stream.receive_window <= self.host.options.limits.stream_window_bytes // 2:
             self._replenish()
         deserialize = self.method.deserialize
-        return message if deserialize is None else deserialize(message)
+        if deserialize is None:
+            return message
+        try:
+            return deserialize(message)
+        except Exception as error:
+            raise Unreadable(type(error).__name__) from error
 
     def respond(self, response: Any) -> None:  # noqa: ANN401 - whatever the method's serializer takes
         """End a unary answer: one message, then the status."""

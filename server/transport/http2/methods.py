@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from server.transport.http2 import blocking
-from server.transport.http2.call import Call
+from server.transport.http2.call import Call, Unreadable
 from server.transport.http2.metadata import InvalidMetadata
 
 _log = logging.getLogger(__name__)
@@ -109,7 +109,11 @@ def fail(call: Call, error: Exception) -> None:
     """Answer a handler's exception as grpc.aio does."""
     if error is call.aborted:
         return
-    _log.error("Unexpected %s raised by %r", type(error).__name__, call, exc_info=error)
+    if isinstance(error, Unreadable):  # the client's fault, and not worth a line of the log each time
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        _log.debug("%r sent a message that cannot be read: %s", call, error)
+    else:
+        _log.error("Unexpected %s raised by %r", type(error).__name__, call, exc_info=error)
     if isinstance(error, InvalidMetadata):
         call.finish(grpc.StatusCode.INTERNAL, "Invalid metadata")
         return
