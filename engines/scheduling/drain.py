@@ -45,6 +45,10 @@ _BACKLOG: Final = 3.0
 """Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
 _HEADROOM: Final = 0.9
 """The same for tenants above their share: the rest of the room is for the others."""
+_MAY_BE_GONE: Final = 0.01
+"""Share of executed rows whose callers may have left for their deadlines meanwhile."""
+_LAG_STEP: Final = 0.5
+"""How much of a full execution the lag grows by when all callers of a batch are gone."""
 _PLANNED: Final = 3
 """Lanes, by their heads, that are worth a plan: whoever must start first is nearly always among them."""
 _LEAST_S: Final = 0.05
@@ -85,6 +89,7 @@ class DrainQueue:
         self._refusals: list[Refusal] = []
         self._alarm = math.inf
         self._demand = Fading(0.1)
+        self._lag_s = 0.0
         self._tightest = self._loosest = math.inf
         self._timed_at = -math.inf
         self._ran_at = -math.inf
@@ -165,11 +170,21 @@ class DrainQueue:
         if not report.error:
             self.cost.observe(report.padded_rows, report.finished - report.started)
             self._demand.half_life(max(_LEAST_S, _HALF_LIVES * self.cost.means[-1]))
+        self._follow_lag(report)
         answered = math.inf if report.error else report.finished + self.options.reply_s - 1e-9
         for pending in members:
             self._ledger.ran(pending, met=answered <= pending.deadline)
         if self.arbiter is not None:
             self.arbiter.wake_next(report.finished)
+
+    def _follow_lag(self, report: BatchReport) -> None:
+        """Callers count from when they asked, the server from when it heard, and a busy client or network lies between.
+
+        Callers who are gone when their answer is ready show by how much; the lag is moved until one in a hundred is.
+        """
+        full_s = self.cost.means[-1]
+        gone = report.abandoned_rows / max(1, report.rows) - _MAY_BE_GONE
+        self._lag_s = min(max(0.0, self._lag_s + _LAG_STEP * gone * full_s), full_s)
 
     def clear(self) -> Sequence[Pending]:
         """See Scheduler.clear."""
@@ -220,7 +235,7 @@ class DrainQueue:
         bound = self.limits.policy_of(pending.level).max_requests
         if 0 < bound <= self._per_level.get(pending.level, 0):
             raise Overloaded(FULL, retry_after_s=self._drained_in())
-        finish_by = pending.deadline - self.options.reply_s
+        finish_by = pending.deadline - self.options.reply_s - self._lag_s
         pending.order = min(finish_by, _starts_by(pending) + self.cost.bounds[-1])
         if pending.order == math.inf:
             return

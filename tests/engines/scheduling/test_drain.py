@@ -30,14 +30,16 @@ def make(limits: Limits | None = None, *, engines: int = 1, ran: bool = True, **
     return queue
 
 
-def finish(queue: DrainQueue, turn: Turn, now: float, *, took: float | None = None, error: str = "") -> None:
+def finish(
+    queue: DrainQueue, turn: Turn, now: float, *, took: float | None = None, error: str = "", gone: int = 0
+) -> None:
     batch = turn.batch
     assert batch is not None
     queue.learn(
         BatchReport(
             model="m", version=1, device="cpu", rows=batch.rows, padded_rows=batch.padded_rows,
             closed_by=batch.closed_by, opened=0.0, started=now - (took or seconds(batch.padded_rows)), finished=now,
-            gather_s=0.0, execute_s=0.0, scatter_s=0.0, error=error, number=batch.number,
+            gather_s=0.0, execute_s=0.0, scatter_s=0.0, error=error, number=batch.number, abandoned_rows=gone,
         )
     )  # fmt: skip
 
@@ -357,3 +359,17 @@ def test_attainment_is_reported_by_class() -> None:
     assert statistics.classes["none"].met == 1
     assert statistics.cost is not None
     assert statistics.cost.executions == 3
+
+
+def test_callers_who_are_gone_when_the_answer_is_ready_make_it_count_from_earlier() -> None:
+    queue = make()
+    ask(queue, "in time", 0.014)
+    for _ in range(20):
+        finish(queue, queue.take(0.0), 0.0, took=0.011, gone=1)
+        ask(queue, "a", 1.0)
+    with pytest.raises(Overloaded):
+        ask(queue, "b", 0.014)
+    for _ in range(400):
+        finish(queue, queue.take(0.0), 0.0, took=0.011)
+        ask(queue, "a", 1.0)
+    queue.withdraw(ask(queue, "c", 0.014))
