@@ -23,7 +23,7 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Final
 
 from engines.errors import DeadlineExceeded, InferError, Overloaded
-from engines.scheduling.heap import Heap
+from engines.scheduling.backlog import Backlog
 from engines.scheduling.lane import Lane
 from engines.scheduling.latency import CostModel
 from engines.scheduling.ledger import Fading, Ledger
@@ -80,11 +80,7 @@ class DrainQueue:
         """`running.engines` says how many batches can run at a time; the driver may change it."""
         self.arbiter: Arbiter | None = None
         self._ledger = Ledger(self.options.classes_s, self.options.floor)
-        self._lanes: dict[tuple[int, object], Lane] = {}
-        self._expiry = Heap()
-        self._per_level: dict[int, int] = {}
-        self._requests = 0
-        self._rows = 0
+        self._backlog = Backlog(keep_arrivals=limits.max_wait_s > 0.0)
         self._seq = 0
         self._refusals: list[Refusal] = []
         self._alarm = math.inf
@@ -96,7 +92,8 @@ class DrainQueue:
         self._patient_turn_at = -math.inf
 
     def __repr__(self) -> str:
-        return f"<DrainQueue [requests: {self._requests} | rows: {self._rows} | running: {len(self.running)}]>"
+        waiting = self._backlog
+        return f"<DrainQueue [requests: {waiting.requests} | rows: {waiting.rows} | running: {len(self.running)}]>"
 
     # What the driver calls
 
@@ -109,28 +106,16 @@ class DrainQueue:
             self._ledger.refused(pending)
             raise
         self._seq = pending.seq = self._seq + 1
-        pending.waiting = True
-        lane = self._lanes.get((pending.level, pending.key))
-        if lane is None:
-            lane = Lane(pending.level, pending.key, keep_arrivals=self.limits.max_wait_s > 0.0)
-            self._lanes[pending.level, pending.key] = lane
-        lane.add(pending)
+        self._backlog.add(pending)
         if pending.order < math.inf:
             self._alarm = min(self._alarm, pending.order - self._need(pending, trusted=self._trusts(now)))
             self._note_span(pending.order - now, now)
-        self._per_level[pending.level] = self._per_level.get(pending.level, 0) + 1
-        self._requests += 1
-        self._rows += pending.rows
 
     def withdraw(self, pending: Pending) -> bool:
         """See Scheduler.withdraw."""
         if not pending.waiting:
             return False
-        lane = self._lanes[pending.level, pending.key]
-        if self._is_delayed(pending, lane):
-            self._expiry.left()
-        lane.remove(pending)
-        self._count_out(lane, [pending])
+        self._backlog.remove(pending)
         self._ledger.left(pending)
         return True
 
@@ -188,27 +173,29 @@ class DrainQueue:
 
     def clear(self) -> Sequence[Pending]:
         """See Scheduler.clear."""
-        everyone = [pending for lane in self._lanes.values() for pending in lane]
+        everyone = list(self._backlog)
         for pending in everyone:
             self.withdraw(pending)
         return everyone
 
     def statistics(self) -> QueueStatistics:
         """See Scheduler.statistics. Linear in the number of those who wait."""
-        oldest = min((pending.arrived for lane in self._lanes.values() for pending in lane), default=math.inf)
-        return QueueStatistics(self._requests, self._rows, oldest, self._ledger.statistics(), self.cost.statistics())
+        oldest = min((pending.arrived for pending in self._backlog), default=math.inf)
+        return QueueStatistics(
+            self._backlog.requests, self._backlog.rows, oldest, self._ledger.statistics(), self.cost.statistics()
+        )
 
     # What the arbiter asks
 
     @property
     def waiting_s(self) -> float:
         """What the waiting rows cost in full batches."""
-        return self._rows * (self.cost.means[-1] or 1e-9) / self.limits.max_rows
+        return self._backlog.rows * (self.cost.means[-1] or 1e-9) / self.limits.max_rows
 
     @property
     def first_order(self) -> float:
         """When the first of those who wait is due; infinite for nobody, or nobody with a deadline."""
-        return min((_first_order(lane) for lane in self._lanes.values() if lane.timed), default=math.inf)
+        return min((_first_order(lane) for lane in self._backlog.lanes if lane.timed), default=math.inf)
 
     @property
     def has_news(self) -> bool:
@@ -233,7 +220,7 @@ class DrainQueue:
             raise DeadlineExceeded(EXPIRED)
         self._demand.add(pending.rows, now)
         bound = self.limits.policy_of(pending.level).max_requests
-        if 0 < bound <= self._per_level.get(pending.level, 0):
+        if 0 < bound <= self._backlog.in_level(pending.level):
             raise Overloaded(FULL, retry_after_s=self._drained_in())
         finish_by = pending.deadline - self.options.reply_s - self._lag_s
         pending.order = min(finish_by, _starts_by(pending) + self.cost.bounds[-1])
@@ -249,7 +236,7 @@ class DrainQueue:
 
     def _is_crowded(self, pending: Pending, now: float, free_at: float) -> bool:
         """Whether more is due no later than it than full batches could serve until then."""
-        lane = self._lanes.get((pending.level, pending.key))
+        lane = self._backlog.lane_of(pending)
         if lane is None or lane.timed_rows <= self.limits.max_rows or self.cost.means[-1] <= 0.0:
             return False
         rate = self.running.engines * self.limits.max_rows / self.cost.means[-1] * self._share(lane)
@@ -262,48 +249,34 @@ class DrainQueue:
     def _shed(self, now: float, free_at: float) -> None:
         """Give up whom an execution from `free_at` on cannot serve in time."""
         trusted = self._trusts(now)
-        for lane in list(self._lanes.values()):
-            gone: list[Pending] = []
+        gone: list[Pending] = []
+        for lane in list(self._backlog.lanes):
             while lane.timed:
                 pending = lane.timed.first()[2]
                 if pending.order >= free_at + self._need(pending, trusted=trusted):
                     break
                 if _is_only_delayed(pending) and pending.deadline > now:
-                    self._delay(lane, pending)
+                    self._backlog.delay(pending)
                 else:
-                    lane.remove(pending)
+                    self._backlog.remove(pending)
                     gone.append(pending)
-            self._give_up(lane, gone, now, free_at)
-        while (head := self._expiry.head()) is not None and head[1].deadline <= now:
-            lane = self._lanes[head[1].level, head[1].key]
-            lane.remove(head[1])
-            self._expiry.left()
-            self._give_up(lane, [head[1]], now, free_at)
-        self._set_alarm(now)
-
-    def _give_up(self, lane: Lane, gone: Sequence[Pending], now: float, free_at: float) -> None:
-        self._count_out(lane, gone)
+        while (late := self._backlog.first_to_expire()) is not None and late.deadline <= now:
+            self._backlog.remove(late)
+            gone.append(late)
         for pending in gone:
             self._ledger.refused(pending)
             self._refusals.append(Refusal(pending, self._too_late(pending, now, free_at)))
-
-    def _delay(self, lane: Lane, pending: Pending) -> None:
-        lane.put_back(pending)
-        if pending.deadline < math.inf:
-            self._expiry.push((False, pending.deadline, pending.seq), pending)
-
-    def _is_delayed(self, pending: Pending, lane: Lane) -> bool:
-        return pending.deadline < math.inf and pending.seq in lane.patient
+        self._set_alarm(now)
 
     def _set_alarm(self, now: float) -> None:
         alarm = math.inf
         trusted = self._trusts(now)
-        for lane in self._lanes.values():
+        for lane in self._backlog.lanes:
             if lane.timed:
                 pending = lane.timed.first()[2]
                 alarm = min(alarm, pending.order - self._need(pending, trusted=trusted))
-        head = self._expiry.head()
-        self._alarm = alarm if head is None else min(alarm, head[1].deadline)
+        late = self._backlog.first_to_expire()
+        self._alarm = alarm if late is None else min(alarm, late.deadline)
 
     def _too_late(self, pending: Pending, now: float, free_at: float) -> InferError:
         if min(pending.deadline, pending.start_by) <= now:
@@ -342,8 +315,8 @@ class DrainQueue:
         waited = self._overdue_lane(now)
         if waited is not None:
             return waited, None
-        level = min((lane.level for lane in self._lanes.values()), default=0)
-        lanes = [lane for lane in self._lanes.values() if lane.level == level]
+        level = min((lane.level for lane in self._backlog.lanes), default=0)
+        lanes = [lane for lane in self._backlog.lanes if lane.level == level]
         if urgent := nsmallest(_PLANNED, (lane for lane in lanes if lane.timed), key=_first_order):
             plans = [(choose(lane.timed, lane.timed_rows, self._outlook(lane, now)), lane) for lane in urgent]
             plan, lane = min(plans, key=lambda pair: pair[0].latest_start)
@@ -356,7 +329,7 @@ class DrainQueue:
         """The lane whose patient ones have waited too long, when it is their turn."""
         if now < self._patient_turn_at:
             return None
-        waited = [lane for lane in self._lanes.values() if _patient_since(lane) + self.options.patience_s <= now]
+        waited = [lane for lane in self._backlog.lanes if _patient_since(lane) + self.options.patience_s <= now]
         return min(waited, key=_patient_since, default=None)
 
     def _raised_to_floor(self, lane: Lane, plan: Plan, now: float) -> Plan:
@@ -371,14 +344,14 @@ class DrainQueue:
         cost = self.cost
         others = self.running.others_free_at(now)
         share = self._share(lane)
-        demand = self._demand.rate(now) * (lane.rows / self._rows)
+        demand = self._demand.rate(now) * (lane.rows / self._backlog.rows)
         alike = self._loosest < _ALIKE * self._tightest
         return Outlook(now, cost.means, cost.bounds, cost.sizes, others, share, demand, alike)
 
     def _share(self, lane: Lane | None) -> float:
         """What part of the device's time the lane, or all of them, can count on."""
         share = 1.0 if self.arbiter is None else self.arbiter.share(self)
-        return share if lane is None or len(self._lanes) == 1 else share * lane.rows / self._rows
+        return share if lane is None or len(self._backlog.lanes) == 1 else share * lane.rows / self._backlog.rows
 
     def _note_span(self, left: float, now: float) -> None:
         """Keep the least and the most time that recent callers gave."""
@@ -416,9 +389,8 @@ class DrainQueue:
         """Take the planned ones out of the lane, and company for them while that harms nobody."""
         if plan is None:
             return self._cut_patient(lane, target, now)
-        members = lane.cut_timed(plan.start, min(target, plan.rows))
-        self._count_out(lane, members)
-        if self._requests and not lane.timed:
+        members = self._backlog.cut_timed(lane, plan.start, min(target, plan.rows))
+        if self._backlog.requests and not lane.timed:
             rows = _rows(members)
             due = min(pending.order for pending in members)
             room = self._survivable(min(due - now, max(self.cost.bounds[rows], self._patience())))
@@ -430,32 +402,28 @@ class DrainQueue:
         if now > self._timed_at + _MEMORY_S:
             self._tightest = math.inf
         room = max(first.rows, min(target, self._survivable(self._patience())))
-        members = lane.cut_patient(room)
-        self._count_out(lane, members)
+        members = self._backlog.cut_patient(lane, room)
         rows = _rows(members)
         self._patient_turn_at = now + self.cost.means[min(rows, self.limits.max_rows)] / self.options.patient_share
         if lane.timed:
             head = lane.timed.first()
             room = self._survivable(head[0] - now) - rows
             if head[2].rows <= room:
-                timed = lane.cut_timed(0, room)
-                self._count_out(lane, timed)
-                members += timed
+                members += self._backlog.cut_timed(lane, 0, room)
         return members
 
     def _add_company(self, members: list[Pending], lane: Lane, room: int, now: float) -> None:
         """Fill what is left: patient ones of the lane, then lower levels of the same key."""
         ends = now + self.cost.bounds[min(_rows(members) + room, self.limits.max_rows)]
-        same_key = sorted((other for other in self._lanes.values() if other.key == lane.key), key=lambda one: one.level)
+        same_key = sorted((other for other in self._backlog.lanes if other.key == lane.key), key=lambda one: one.level)
         for other in same_key:
             if room <= 0:
                 return
             added: list[Pending] = []
             start = other.timed.rank(ends)
             if start < len(other.timed) and next(other.timed.walk(start))[2].rows <= room:
-                added = other.cut_timed(start, room)
-            added += other.cut_patient(room - _rows(added))
-            self._count_out(other, added)
+                added = self._backlog.cut_timed(other, start, room)
+            added += self._backlog.cut_patient(other, room - _rows(added))
             members += added
             room -= _rows(added)
 
@@ -465,15 +433,6 @@ class DrainQueue:
     def _patience(self) -> float:
         """Seconds that a batch of the patient may take: half of what the tightest recent caller gave."""
         return self._tightest / 2.0
-
-    def _count_out(self, lane: Lane, gone: Sequence[Pending]) -> None:
-        for pending in gone:
-            pending.waiting = False
-        self._requests -= len(gone)
-        self._rows -= _rows(gone)
-        self._per_level[lane.level] -= len(gone)
-        if not lane:
-            self._lanes.pop((lane.level, lane.key), None)
 
 
 def _is_only_delayed(pending: Pending) -> bool:

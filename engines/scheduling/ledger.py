@@ -14,6 +14,8 @@ from typing import Final
 from engines.scheduling.report import ClassStatistics, Pending
 
 _HALF_LIFE_S: Final = 2.0
+_LEAST_SEEN: Final = 0.05
+"""Part of a full memory below which a rate is not extrapolated further."""
 _TENANTS: Final = 1024
 """Most tenants with an account; beyond, the least active is forgotten."""
 
@@ -21,12 +23,13 @@ _TENANTS: Final = 1024
 class Fading:
     """A count that forgets: an event weighs half after one half-life."""
 
-    __slots__ = ("_at", "_count", "_decay")
+    __slots__ = ("_at", "_count", "_decay", "_since")
 
     def __init__(self, half_life_s: float = _HALF_LIFE_S) -> None:
         self._decay = math.log(2.0) / half_life_s
         self._count = 0.0
         self._at = -math.inf
+        self._since = math.inf
 
     def half_life(self, seconds: float) -> None:
         """Forget at another pace from now on."""
@@ -36,14 +39,16 @@ class Fading:
         """Count it."""
         self._count = self.value(now) + amount
         self._at = now
+        self._since = min(self._since, now)
 
     def value(self, now: float) -> float:
         """What is left of all that was counted."""
         return self._count * math.exp(-self._decay * (now - self._at)) if self._count else 0.0
 
     def rate(self, now: float) -> float:
-        """Counts a second, over about the last half-life."""
-        return self.value(now) * self._decay
+        """Counts a second, over about the last half-life, or since the first if that is less."""
+        seen = -math.expm1(-self._decay * max(0.0, now - self._since))
+        return self.value(now) * self._decay / max(seen, _LEAST_SEEN)
 
 
 class _Class:
