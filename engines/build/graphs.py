@@ -21,7 +21,6 @@ from engines.tensor import Array, DType
 
 EXTERNAL_FROM_BYTES: Final = 1536 << 20
 """Weights above this go to a file of their own: one protobuf message cannot hold 2 GB."""
-WEIGHTS_FILE: Final = "model.onnx.data"
 _FATAL_ONLY: Final = 4
 
 

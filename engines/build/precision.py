@@ -6,6 +6,7 @@ Inputs and outputs keep their types, so that clients and configurations fit ever
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from typing import Final
 
@@ -13,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from engines.build import graphs
 from engines.build.errors import BuildFailed
@@ -30,7 +30,9 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     large = graphs.weight_bytes(model) >= graphs.EXTERNAL_FROM_BYTES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one for each tensor with a value near zero; the gate judges the sum of them
-        converted: onnx.ModelProto = convert_float_to_float16(
+        # Imported here, as it is slow and most commands do without it.
+        converter = importlib.import_module("onnxruntime.transformers.float16")
+        converted: onnx.ModelProto = converter.convert_float_to_float16(
             source, keep_io_types=True, disable_shape_infer=large, op_block_list=[]
         )
     del converted.graph.value_info[:]

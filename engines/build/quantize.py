@@ -9,6 +9,7 @@ the build measures them.
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import logging
 from collections.abc import Collection
@@ -18,8 +19,6 @@ from typing import Final
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
-from onnxruntime.quantization.calibrate import TensorsData
 
 from engines.backends.processor import Processor
 from engines.build import graphs
@@ -122,19 +121,28 @@ def emit(model: onnx.ModelProto, table: Table, scheme: Scheme, keep: Collection[
     if not wanted:
         raise BuildFailed("no layer is left to quantise")
     excluded = [node.name for node in model.graph.node if _stays(node, wanted, scheme)]
-    source = copy.deepcopy(model)
-    ranges = TensorsData(
-        CalibrationMethod.MinMax,
+    result = _quantized(model, table, scheme, excluded)
+    _sharpen(result, excluded, scheme)
+    _compact(result, set(graphs.initializers(model)) | set(_values(model)))
+    return result
+
+
+def _quantized(model: onnx.ModelProto, table: Table, scheme: Scheme, excluded: list[str]) -> onnx.ModelProto:
+    """What ONNX Runtime's quantiser makes of a copy."""
+    # Imported here, since every start of the command line would pay a fifth of a second for it.
+    tools = importlib.import_module("onnxruntime.quantization")
+    ranges = importlib.import_module("onnxruntime.quantization.calibrate").TensorsData(
+        tools.CalibrationMethod.MinMax,
         {name: (np.float32(low), np.float32(high)) for name, (low, high) in table.ranges.items()},
     )
     logging.getLogger().addFilter(_quiet)
     try:
-        quantizer = QDQQuantizer(
-            source,
+        quantizer = tools.QDQQuantizer(
+            copy.deepcopy(model),
             True,  # per channel
             scheme.reduce_range,
-            QuantType.QInt8,
-            QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
+            tools.QuantType.QInt8,
+            tools.QuantType.QInt8 if scheme.symmetric else tools.QuantType.QUInt8,
             ranges,
             [],
             excluded,
@@ -147,8 +155,6 @@ def emit(model: onnx.ModelProto, table: Table, scheme: Scheme, keep: Collection[
     finally:
         logging.getLogger().removeFilter(_quiet)
     result: onnx.ModelProto = quantizer.model.model
-    _sharpen(result, excluded, scheme)
-    _compact(result, set(graphs.initializers(model)) | set(_values(model)))
     return result
 
 

@@ -37,11 +37,6 @@ class Side:
     seconds: Mapping[int, float]
     """Processor time of an execution, by rows."""
 
-    @property
-    def rows_per_second(self) -> dict[int, float]:
-        """What one core gives."""
-        return {rows: rows / spent for rows, spent in self.seconds.items()}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versus:
