@@ -104,6 +104,7 @@ class CostModel:
             self._errors.append(ratio)
             self._recent.append(ratio)
             self._ratios.append(ratio)
+            seconds = ratio * typical  # a size that has hardly run must not believe in a single stall, either
         at = self._bucket(rows)
         if self.typical[at] > 0.0:
             seconds *= self.typical[at] / typical

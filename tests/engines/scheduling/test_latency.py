@@ -125,3 +125,21 @@ def test_repr_is_a_status_line() -> None:
     cost = CostModel(2)
     cost.seed({1: 0.001, 2: 0.0015})
     assert repr(cost) == "<CostModel [ms: 1:1 2:1.5 | spread: 1.00 | executions: 0]>"
+
+
+def test_one_stall_in_a_size_that_hardly_ran_is_not_believed() -> None:
+    model = CostModel(8)
+    model.seed({1: 0.001, 8: 0.002})
+    model.observe(6, 3.0)  # the machine stood still
+    assert model.bounds[8] < 0.05
+    for _ in range(8):
+        model.observe(6, 0.0018)
+    assert model.bounds[8] < 0.01
+
+
+def test_a_machine_that_is_ten_times_slower_is_believed_within_a_dozen_executions() -> None:
+    model = CostModel(8)
+    model.seed({1: 0.001, 8: 0.002})
+    for _ in range(12):
+        model.observe(8, 0.02)
+    assert model.means[8] > 0.015
