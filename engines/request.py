@@ -24,6 +24,9 @@ class Origin(enum.StrEnum):
     CACHE = "cache"
     SHARED = "shared"  # another identical request's execution
 
+    # Members are singletons, as those of DType are.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:

@@ -1,0 +1,1 @@
+"""Memoization: answers remembered in this process and, through Redis, by all replicas."""
