@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, Final, Protocol
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.core import Metric
 
 from engines.backends.cores import available_cores
 from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
@@ -31,9 +34,13 @@ from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
 from engines.validation import RequestChecker
+from server.cache.cached import CachedInference
+from server.cache.settings import cache_options_of
+from server.cache.store import Store, StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
-from server.pb import grpc_service_pb2, grpc_service_pb2_grpc
+from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc
 from server.telemetry.assembly import NO_TRACING, Telemetry
+from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.meter import ModelMeter
@@ -42,6 +49,7 @@ from server.telemetry.otel import Environment
 from server.telemetry.process import server_metrics
 from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import transport_metrics
+from server.transport import cache as cache_service
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
 from server.transport.model import ServedModel
@@ -54,6 +62,8 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = metadata.version("kairos")
 SERVICE: Final = grpc_service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+RUNTIME: Final = f"onnxruntime {metadata.version('onnxruntime')} on {platform.machine()}"
+"""What else may change an answer in its last bits; servers of different kinds share no answers."""
 ABANDON_BEFORE_S: Final = 1.0
 """How long before the end of a drain those who still wait are told, so that the word reaches them."""
 
@@ -72,6 +82,7 @@ class ServerOptions:
     traces: TraceOptions = field(default_factory=TraceOptions)
     otel: Environment = NO_TRACING
     """What the OTEL_* variables say."""
+    cache: StoreOptions = field(default_factory=StoreOptions)
     metrics_port: int | None = 8002
     """Port of /metrics on the same host. 0: any free one. None: no metrics."""
     exit_timeout_s: float = 30.0
@@ -94,8 +105,9 @@ class Addresses:
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
-    def __init__(self, telemetry: Telemetry, cache_dir: Path | None) -> None:
+    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None) -> None:
         self._telemetry = telemetry
+        self._store = store
         self._cache_dir = cache_dir
         # Models that are measured at the same time would measure each other.
         self._measuring = threading.Lock()
@@ -103,6 +115,7 @@ class ModelOpener:
     async def __call__(self, definition: Definition) -> ServedModel:
         """Raises LoadFailed, or whatever the model's own runtime says."""
         spec = definition.spec
+        cache_options = cache_options_of(definition.config.response_cache)
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
         cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
         name = f"{spec.name}:{spec.version}"
@@ -125,14 +138,19 @@ class ModelOpener:
             *(name, layout.instances, layout.threads, ", on the event loop" if layout.inline else ""),
             max(1, spec.max_rows),
         )
+        cache = None
+        if cache_options is not None and self._store.serves(cache_options):
+            cache = CachedInference(local, spec, self._store, cache_options)
+            meter.cache_misses = functools.partial(_misses, cache)
         return ServedModel(
             spec=spec,
             config=definition.config,
             limits=definition.limits,
             default_deadline_s=definition.default_deadline_s,
-            inference=compose(local, meter, self._telemetry),
+            inference=compose(cache or local, meter, self._telemetry),
             meter=meter,
             engines=local,
+            cache=cache,
         )
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
@@ -207,6 +225,11 @@ def compose(model: Inference, meter: ModelMeter, telemetry: Telemetry) -> Infere
     return telemetry.around(model, meter)
 
 
+def _misses(cache: CachedInference) -> tuple[int, float]:
+    counted = cache.statistics()
+    return counted.misses, counted.miss_s
+
+
 class Transport(Protocol):
     """A gRPC server, whichever it is."""
 
@@ -224,7 +247,8 @@ class Server:
         self.logs = Logs(options.logs)
         self.telemetry = Telemetry(options.traces, options.logs.access_rate, options.otel, self._code, VERSION)
         self.regions = SystemSharedMemory()
-        self.manager = ModelManager(options.repository, ModelOpener(self.telemetry, options.cache_dir))
+        self.store = open_store(options.cache, RUNTIME)
+        self.manager = ModelManager(options.repository, ModelOpener(self.telemetry, self.store, options.cache_dir))
         self.models = ServedModels(self.manager)
         self._transport: Transport | None = None
 
@@ -240,6 +264,7 @@ class Server:
         metrics_port = None
         if options.metrics_port is not None:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
+        self.store.start()
         # Health and metadata answer while models load; inference says that they are not ready.
         await server.start()
         self.manager.subscribe(self._model_changed)
@@ -273,9 +298,18 @@ class Server:
         except TimeoutError:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
+        await self.store.close()
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
         return left
+
+    def _cache_metrics(self) -> Iterable[Metric]:
+        models = [
+            (model.spec.name, model.spec.version, model.cache.statistics())
+            for model in self.models.served()
+            if model.cache is not None
+        ]
+        return cache_metrics(models, self.store.statistics())
 
     def _abandon(self) -> None:
         for model in self.models.served():
@@ -289,6 +323,7 @@ class Server:
             lambda: server_metrics(
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
             ),
+            self._cache_metrics,
         ]
         statistics = getattr(self._transport, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
@@ -308,9 +343,10 @@ class Server:
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        cache_pb2_grpc.add_CacheServicer_to_server(cache_service.CacheService(self.store, self.models), server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection_service([SERVICE, health, reflection]), server
+            reflection_service([SERVICE, cache_service.SERVICE, health, reflection]), server
         )
 
     def _phase_changed(self, phase: Phase) -> None:

@@ -85,6 +85,12 @@ HONOURED: Final = frozenset(
         "model_transaction_policy",
         "response_cache",
         "response_cache.enable",
+        "response_cache.time_to_live_seconds",
+        "response_cache.jitter_percent",
+        "response_cache.max_value_bytes",
+        "response_cache.levels",
+        "response_cache.execute_each",
+        "response_cache.lease_milliseconds",
     }
 )
 """Paths of fields that have an effect, or that hold those that do."""

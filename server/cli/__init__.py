@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich_click as click
 
 from server.cli.build import build
+from server.cli.cache import cache
 from server.cli.compare import compare
 from server.cli.demo import demo
 from server.cli.models import models
@@ -28,5 +29,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, build, compare, profile):
+for command in (serve, demo, models, top, simulate, build, compare, profile, cache):
     cli.add_command(command)

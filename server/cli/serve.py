@@ -17,6 +17,11 @@ from rich.table import Table
 from engines.errors import InferError
 from engines.repository.manager import ControlMode, RepositoryOptions
 from server.app import VERSION, Addresses, Server, ServerOptions, run
+from server.cache.connect import connect
+from server.cache.lookups import LookupOptions
+from server.cache.memory import MemoryOptions
+from server.cache.redis import RedisOptions
+from server.cache.store import StoreOptions
 from server.cli.settings import read_config, setting
 from server.loop import new_event_loop
 from server.telemetry.logs import FORMATS, LogOptions
@@ -33,6 +38,16 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def default_cache_dir() -> Path:
     """Where optimised graphs are kept unless the settings say otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kairos"
+
+
+def check_redis_url(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    """The URL, if it can be meant; nothing is connected yet."""
+    try:
+        if url is not None:
+            connect(url, timeout_s=1.0)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return url
 
 
 @click.command(context_settings={"show_default": True})
@@ -179,6 +194,44 @@ def default_cache_dir() -> Path:
     help="Folder for optimised graphs, so that the next start is quicker.",
 )
 @setting(
+    "--response-cache-byte-size",
+    panel="Response cache",
+    default=256 << 20,
+    type=click.IntRange(min=0),
+    help="Memory for answers of models with `response_cache { enable: true }`. 0: keep none.",
+)
+@setting(
+    "--redis-url",
+    panel="Response cache",
+    callback=check_redis_url,
+    help="Redis to share answers through: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://`.",
+)
+@setting(
+    "--redis-namespace",
+    panel="Response cache",
+    default="kairos",
+    help="Begins all names in Redis. Servers that share answers have the same.",
+)
+@setting(
+    "--redis-secret",
+    panel="Response cache",
+    show_default=False,
+    help="Secret of all who share the Redis: values of others are not believed. Better in the environment or a file.",
+)
+@setting(
+    "--redis-secret-file",
+    panel="Response cache",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with that secret.",
+)
+@setting(
+    "--redis-budget-ms",
+    panel="Response cache",
+    default=2.0,
+    type=click.FloatRange(min=0),
+    help="Longest wait of a request for Redis; never more than a tenth of the time it has left.",
+)
+@setting(
     "--log-format",
     panel="Metrics, logs and traces",
     type=click.Choice(FORMATS),
@@ -304,6 +357,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         ),
         traces=_trace_options(values, otel),
         otel=otel,
+        cache=cache_options_of(values),
         metrics_port=values["metrics_port"] if values["allow_metrics"] else None,
         exit_timeout_s=values["exit_timeout_secs"],
         exit_on_error=values["exit_on_error"],
@@ -342,6 +396,22 @@ def tls_of(values: dict[str, Any]) -> TlsFiles | None:
         key=needed["--grpc-server-key"],
         client_ca=needed.get("--grpc-root-cert"),
     )
+
+
+def cache_options_of(values: dict[str, Any]) -> StoreOptions:
+    """The settings of the response cache."""
+    secret = (values["redis_secret"] or "").encode()
+    if path := values["redis_secret_file"]:
+        if secret:
+            raise click.UsageError("--redis-secret and --redis-secret-file exclude each other")
+        secret = path.read_bytes().strip()
+        if not secret:
+            raise click.UsageError(f"--redis-secret-file: {path} is empty")
+    redis = None
+    if values["redis_url"]:
+        lookups = LookupOptions(budget_s=values["redis_budget_ms"] / 1000)
+        redis = RedisOptions(url=values["redis_url"], namespace=values["redis_namespace"], lookups=lookups)
+    return StoreOptions(memory=MemoryOptions(size_bytes=values["response_cache_byte_size"]), redis=redis, secret=secret)
 
 
 def announce(addresses: Addresses, server: Server) -> None:

@@ -592,10 +592,30 @@ class ModelRepositoryAgents(_message.Message):
     def __init__(self, agents: _Optional[_Iterable[_Union[ModelRepositoryAgents.Agent, _Mapping]]] = ...) -> None: ...
 
 class ModelResponseCache(_message.Message):
-    __slots__ = ("enable",)
+    __slots__ = ("enable", "time_to_live_seconds", "jitter_percent", "max_value_bytes", "levels", "execute_each", "lease_milliseconds")
+    class Levels(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ALL: _ClassVar[ModelResponseCache.Levels]
+        MEMORY_ONLY: _ClassVar[ModelResponseCache.Levels]
+        REDIS_ONLY: _ClassVar[ModelResponseCache.Levels]
+    ALL: ModelResponseCache.Levels
+    MEMORY_ONLY: ModelResponseCache.Levels
+    REDIS_ONLY: ModelResponseCache.Levels
     ENABLE_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_LIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    JITTER_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    MAX_VALUE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_EACH_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     enable: bool
-    def __init__(self, enable: _Optional[bool] = ...) -> None: ...
+    time_to_live_seconds: int
+    jitter_percent: int
+    max_value_bytes: int
+    levels: ModelResponseCache.Levels
+    execute_each: bool
+    lease_milliseconds: int
+    def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ...) -> None: ...
 
 class ModelMetrics(_message.Message):
     __slots__ = ("metric_control",)

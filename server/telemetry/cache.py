@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
-from prometheus_client.core import Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from server.telemetry.families import MODEL, Series, counter, gauge
 
@@ -25,6 +27,8 @@ class ModelCache(Protocol):
     def bypassed(self) -> int: ...
     @property
     def failed(self) -> int: ...
+    @property
+    def too_large(self) -> int: ...
     @property
     def hit_s(self) -> float: ...
     @property
@@ -55,6 +59,8 @@ def cache_metrics(
     hits = [(labels, found.hit_s) for labels, found in rows]
     yield counter("kairos_cache_hit_seconds", "Seconds from look-up to answer of all hits.", hits, MODEL)
     misses = [(labels, found.miss_s) for labels, found in rows]
+    large = [(labels, found.too_large) for labels, found in rows]
+    yield counter("kairos_cache_too_large", "Answers that were too large to be remembered.", large, MODEL)
     yield counter("kairos_cache_miss_seconds", "Seconds that the cache cost all misses.", misses, MODEL)
     if store is not None and store.memory is not None:
         yield from _memory(store.memory)
@@ -75,5 +81,19 @@ def _redis(now: Any) -> Iterator[Metric]:  # noqa: ANN401
     yield counter("kairos_redis_lookups", "Look-ups in Redis by their end.", lookups, ("result",))
     writes: list[Series] = [((each,), getattr(now.writes, each)) for each in _WRITES]
     yield counter("kairos_redis_writes", "Writes to Redis by their end.", writes, ("result",))
+    yield counter("kairos_redis_trips", "MGETs sent.", [((), now.lookups.trips)])
+    sides: list[Series] = [
+        ((side,), each.breaker.value != "closed") for side, each in (("lookups", now.lookups), ("writes", now.writes))
+    ]
+    yield gauge("kairos_redis_breaker_open", "1 while Redis is left alone for a while.", sides, ("side",))
+    yield _latency(now.lookups.latency)
     yield counter("kairos_redis_corrupted", "Answers from Redis that could not be used.", [((), now.corrupted)])
     yield gauge("kairos_redis_queued_bytes", "Bytes that wait to be written.", [((), now.writes.queued_bytes)])
+
+
+def _latency(observed: Any) -> Metric:  # noqa: ANN401
+    bounds = (*map(floatToGoString, observed.bounds_s), "+Inf")
+    buckets = list(zip(bounds, itertools.accumulate(observed.buckets), strict=True))
+    family = HistogramMetricFamily("kairos_redis_lookup_seconds", "Time of answered look-ups in Redis.")
+    family.add_metric((), buckets, sum_value=observed.total_s)
+    return family

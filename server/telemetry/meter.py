@@ -6,6 +6,7 @@ import asyncio
 import enum
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -119,6 +120,8 @@ class ModelMeter:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.in_flight = 0
+        self.cache_misses: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
+        """How many requests a cache in the stack knew no answer to, and the seconds that it cost them."""
         self.reset()
 
     def reset(self) -> None:
@@ -219,6 +222,7 @@ class ModelMeter:
                 compute_infer=_message(self.execute.count, self.execute.total),
                 compute_output=_message(self.scatter.count, self.scatter.total),
                 cache_hit=_message(self.remembered.count, self.remembered.total),
+                cache_miss=_message(*self.cache_misses()),
             ),
             batch_stats=[
                 pb.InferBatchStatistics(

@@ -14,6 +14,7 @@ from engines.request import Parameters
 from engines.scheduling.policy import Limits
 from engines.spec import ModelSpec, TensorSpec
 from engines.validation import RequestChecker
+from server.cache.cached import CachedInference
 from server.pb.model_config_pb2 import ModelConfig
 from server.telemetry.meter import ModelMeter
 
@@ -46,6 +47,8 @@ class ServedModel:
     inference: Inference
     meter: ModelMeter
     engines: Engines
+    cache: CachedInference | None = None
+    """The layer of the stack that remembers answers, where there is one."""
     checker: RequestChecker = field(init=False)
     outputs: Mapping[str, TensorSpec] = field(init=False)
 

@@ -16,6 +16,7 @@ from grpc import StatusCode
 
 from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Unsupported
 from engines.request import InferRequest
+from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
 from server.telemetry.context import METHOD
@@ -248,7 +249,10 @@ class InferenceService(GRPCInferenceServiceServicer):
                 model.meter.invalid()
                 raise
             response = await model.inference.infer(asked)
-            return write_response(response, plans, model.outputs, batched=batched)
+            message = write_response(response, plans, model.outputs, batched=batched)
+            if asked.parameters and asked.parameters.get(ORIGIN):
+                message.parameters[ORIGIN].string_param = response.origin.value
+            return message
 
     def _read(
         self, request: pb.ModelInferRequest, context: Call, model: ServedModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,14 @@ import pytest
 from engines.repository.lifecycle import State
 from engines.repository.manager import RepositoryStatistics, VersionStatistics
 from engines.repository.model import UNLOADED
+from server.cache.breaker import State as BreakerState
+from server.cache.cached import CacheStatistics
+from server.cache.latency import Latencies
+from server.cache.lookups import LookupStatistics
+from server.cache.memory import MemoryStatistics
+from server.cache.redis import RedisStatistics
+from server.cache.store import StoreStatistics
+from server.cache.writes import WriteStatistics
 from server.telemetry.cache import cache_metrics
 from server.telemetry.gpu import Gpus
 from server.telemetry.process import LAG_INTERVAL_S, LoadFailures, LoopLag, host_metrics, server_metrics
@@ -119,38 +126,36 @@ def test_the_transport_is_read_field_by_field() -> None:
     assert found['kairos_stream_resets_total{code="CANCEL"}'] == 2
 
 
-@dataclass(frozen=True, slots=True)
-class CacheFigures:
-    memory_hits: int = 5
-    redis_hits: int = 4
-    misses: int = 3
-    shared: int = 2
-    bypassed: int = 1
-    failed: int = 0
-    hit_s: float = 0.5
-    miss_s: float = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFigures:
-    memory: SimpleNamespace | None = None
-    redis: SimpleNamespace | None = field(default=None)
-
-
 def test_a_cache_is_read_level_by_level() -> None:
-    memory = SimpleNamespace(entries=2, size_bytes=100, limit_bytes=1000, evictions=1, expirations=0)
-    redis = SimpleNamespace(
-        lookups=SimpleNamespace(found=1, absent=2, late=3, failed=4, skipped=5),
-        writes=SimpleNamespace(written=1, failed=2, dropped=3, queued_bytes=64),
-        corrupted=1,
-    )
-    found = exposed(cache_metrics([("m", 1, CacheFigures())], StoreFigures(memory, redis)))
+    model = CacheStatistics(
+        memory_hits=5, redis_hits=4, misses=3, shared=2, bypassed=1, failed=0, too_large=6, in_flight=0, hit_s=0.5,
+        miss_s=0.25,
+    )  # fmt: skip
+    latencies = Latencies()
+    for seconds in (0.0002, 0.0002, 0.9):
+        latencies.observe(seconds)
+    redis = RedisStatistics(
+        lookups=LookupStatistics(
+            found=1, absent=2, late=3, failed=4, skipped=5, trips=6, breaker=BreakerState.PROBING,
+            latency=latencies.summary(),
+        ),
+        writes=WriteStatistics(written=1, failed=2, dropped=3, queued=4, queued_bytes=64, breaker=BreakerState.CLOSED),
+        corrupted=1, expired=0, leases_awaited=0,
+    )  # fmt: skip
+    memory = MemoryStatistics(entries=2, size_bytes=100, limit_bytes=1000, evictions=1, expirations=0)
+    found = exposed(cache_metrics([("m", 1, model)], StoreStatistics(memory=memory, redis=redis)))
     assert found['kairos_cache_requests_total{model="m",result="redis_hits",version="1"}'] == 4
     assert found['kairos_cache_hit_seconds_total{model="m",version="1"}'] == 0.5
+    assert found['kairos_cache_too_large_total{model="m",version="1"}'] == 6
     assert found["kairos_cache_limit_bytes"] == 1000
     assert found['kairos_redis_lookups_total{result="late"}'] == 3
     assert found['kairos_redis_writes_total{result="dropped"}'] == 3
-    alone = exposed(cache_metrics([("m", 1, CacheFigures())], StoreFigures()))
+    assert found['kairos_redis_breaker_open{side="lookups"}'] == 1
+    assert found['kairos_redis_breaker_open{side="writes"}'] == 0
+    assert found['kairos_redis_lookup_seconds_bucket{le="0.00025"}'] == 2
+    assert found['kairos_redis_lookup_seconds_bucket{le="+Inf"}'] == 3
+    assert found["kairos_redis_lookup_seconds_sum"] == pytest.approx(0.9004)
+    alone = exposed(cache_metrics([("m", 1, model)], StoreStatistics(memory=None, redis=None)))
     assert not any(name.startswith(("kairos_redis", "kairos_cache_bytes")) for name in alone)
 
 
