@@ -192,7 +192,7 @@ class LocalInference:
     def _finished(self, batch: Batch, started: float, outcome: Outcome) -> None:
         finished = self._loop.time()
         del self._running[id(batch)]
-        abandoned_rows = sum(member.rows for member in batch.members if member.waiter.future.done())
+        gone = [member for member in batch.members if member.waiter.future.done()]
         if self._pool.inline:  # answers first: the next execution would hold them up
             self._dispatch_soon()
         else:  # the engine gets its next batch before this one's answers are cut out
@@ -203,7 +203,7 @@ class LocalInference:
         if failure is not None:
             self._recover(batch, failure)
         text = "" if failure is None else str(failure) or type(failure).__name__
-        report = self._report(batch, (started, finished, scatter_s), outcome, text, abandoned_rows)
+        report = self._report(batch, (started, finished, scatter_s), outcome, text, gone)
         self._scheduler.learn(report)
         self._observe(report)
 
@@ -291,7 +291,7 @@ class LocalInference:
                 _tell(first, first.outcome)
 
     def _report(
-        self, batch: Batch, times: tuple[float, float, float], outcome: Outcome, error: str, abandoned_rows: int
+        self, batch: Batch, times: tuple[float, float, float], outcome: Outcome, error: str, gone: Sequence[Pending]
     ) -> BatchReport:
         started, finished, scatter_s = times
         members = batch.members
@@ -310,7 +310,8 @@ class LocalInference:
             traces=tuple(trace for member in members if (trace := member.waiter.request.trace)),
             scatter_s=scatter_s,
             error=error,
-            abandoned_rows=abandoned_rows,
+            answered=len(members) - len(gone),
+            abandoned_rows=sum(member.rows for member in gone),
             number=batch.number,
         )
 

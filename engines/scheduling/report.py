@@ -99,6 +99,8 @@ class BatchReport:
     traces: tuple[str, ...] = ()
     error: str = ""
     """Empty when the engine answered."""
+    answered: int = 1
+    """Members who were still waiting when the engine was done."""
     abandoned_rows: int = 0
     """Of `rows`, those whose callers had left when the engine was done."""
     number: int = 0

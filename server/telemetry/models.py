@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from prometheus_client.core import Metric
 
@@ -165,9 +165,7 @@ def _gauges(models: list[_Snapshot], now: float) -> Iterator[Metric]:
 
 def _estimates(models: list[_Snapshot]) -> Iterator[Metric]:
     """What a policy with a cost model and classes of deadlines knows; others keep no such account."""
-    costs: list[tuple[tuple[str, str], Any]] = [
-        (model.labels, cost) for model in models if (cost := getattr(model.statistics.queue, "cost", None)) is not None
-    ]
+    costs = [(model.labels, cost) for model in models if (cost := model.statistics.queue.cost) is not None]
     yield gauge(
         "kairos_estimate_error_ratio",
         "Median of measured over expected seconds of the last executions; 1 is exact.",
@@ -183,7 +181,7 @@ def _estimates(models: list[_Snapshot]) -> Iterator[Metric]:
     classes = [
         ((*model.labels, name, result), getattr(account, result))
         for model in models
-        for name, account in getattr(model.statistics.queue, "classes", {}).items()
+        for name, account in model.statistics.queue.classes.items()
         for result in ("met", "late", "refused", "left")
     ]
     yield counter(

@@ -83,7 +83,7 @@ class SpanTrace:
                 "kairos.scatter_s": timings.scatter_s,
             }
             spent = timings.gather_s + timings.execute_s + timings.scatter_s
-            self._child("execute", started, min(started + spent, now), phases | self.batch)
+            self._child("execute", started, min(started + spent, now), phases)
         self._end(now, 0, {"kairos.outcome": outcome, "kairos.origin": response.origin.value})
 
     def failed(self, error: BaseException, outcome: str, now: float) -> None:

@@ -29,7 +29,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 EMPTY = {
     r"kairos_gpu_": "there is no GPU",
     r"kairos_(cache|redis)_": "no response cache is configured",
-    r"kairos_(estimate|deadline_class)_": "only policies with a cost model keep accounts of it",
 }
 """Metrics that may have no series here, and why."""
 
@@ -78,7 +77,7 @@ class Load:
             await self.call("slow", row, left_s=None, patience_us=5000)  # which ends while it runs
             first = asyncio.create_task(self.call("slow", row))
             await asyncio.to_thread(wait_until, lambda: self.in_flight("slow") == 1, "a request in work")
-            await asyncio.gather(*(self.call("slow", row, left_s=0.01) for _ in range(2)))
+            await asyncio.gather(*(self.call("slow", row, left_s=0.1) for _ in range(2)))
             await asyncio.gather(*(self.call("slow", row) for _ in range(10)))
             await first
             left = asyncio.create_task(self.call("slow", row))
@@ -144,8 +143,10 @@ def test_requests_are_counted_to_the_last_one(scene: Scene) -> None:
     found = Counter({labels["outcome"]: value for labels, value in outcomes})
     codes = scene.load.codes
     assert found["in_deadline"] + found["late"] == codes[grpc.StatusCode.OK]
-    assert found["shed"] == codes[grpc.StatusCode.RESOURCE_EXHAUSTED] > 0
-    assert found["expired"] == codes[grpc.StatusCode.DEADLINE_EXCEEDED] > 0
+    # Whether a deadline that cannot be met is refused at the door or in the queue is the policy's affair.
+    refused = codes[grpc.StatusCode.RESOURCE_EXHAUSTED] + codes[grpc.StatusCode.DEADLINE_EXCEEDED]
+    assert found["shed"] + found["expired"] == refused > 2
+    assert found["shed"] > 0
     assert found["cancelled"] == codes[grpc.StatusCode.CANCELLED] == 1
     assert found["invalid"] == codes[grpc.StatusCode.INVALID_ARGUMENT] + codes[grpc.StatusCode.NOT_FOUND] == 25
     assert found["error"] == codes[grpc.StatusCode.INTERNAL] == 3

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
 from engines.local import LocalStatistics
 from engines.pool import PoolStatistics
-from engines.scheduling.report import QueueStatistics
+from engines.scheduling.latency import CostStatistics
+from engines.scheduling.report import ClassStatistics, QueueStatistics
 from server.telemetry.meter import ModelMeter, UnroutedMeter
 from server.telemetry.models import model_metrics
 from tests.support.telemetry import exposed, meter, report, request, response
 
 LABELS = 'model="fake",version="1"'
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    offered: int = 10
-    met: int = 6
-    late: int = 2
-    refused: int = 1
-    left: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    error_ratio: float = 1.25
-    spread: float = 1.5
-
-
-@dataclass(frozen=True)
-class PolicyStatistics(QueueStatistics):
-    """Of a policy that keeps accounts."""
-
-    classes: Mapping[str, Account] = field(default_factory=lambda: {"up to 10 ms": Account()})
-    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass
@@ -105,7 +82,9 @@ def test_a_policy_without_accounts_has_no_series_of_them() -> None:
 
 
 def test_a_policy_that_keeps_accounts_is_read() -> None:
-    found = samples(PolicyStatistics(0, 0, math.inf))
+    account = ClassStatistics(offered=10, met=6, late=2, refused=1, left=1)
+    cost = CostStatistics(executions=9, error_ratio=1.25, spread=1.5, seconds={})
+    found = samples(QueueStatistics(0, 0, math.inf, classes={"up to 10 ms": account}, cost=cost))
     assert found[f"kairos_estimate_error_ratio{{{LABELS}}}"] == 1.25
     assert found[f"kairos_estimate_spread_ratio{{{LABELS}}}"] == 1.5
     name = 'kairos_deadline_class_requests_total{class="up to 10 ms",model="fake",result="met",version="1"}'
