@@ -120,6 +120,21 @@ def test_a_clients_trace_goes_through_the_server_to_the_batch(repository: Path, 
     assert re.search(rf'kairos_request_seconds_bucket{{[^}}]*}} \S+ # {{trace_id="{trace_id}"}}', metrics)
 
 
+def test_requests_of_a_stream_say_so(repository: Path) -> None:
+    async def stream(url: str) -> int:
+        async with grpc.aio.insecure_channel(url) as channel:
+            stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+            answers = stub.ModelStreamInfer(iter([message("1"), message("2")]), timeout=30)
+            return len([answer async for answer in answers if not answer.error_message])
+
+    with collecting("grpc") as collector:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        with running_server(repository, "--trace-rate", "1", env=environment) as server:
+            assert asyncio.run(stream(server.url)) == 2
+        spans = by_name(collector.wait_for(2 * 3 + 1))
+    assert len(spans["inference.GRPCInferenceService/ModelStreamInfer"]) == 2
+
+
 def test_the_rate_is_changed_by_a_call(repository: Path) -> None:
     with collecting("grpc") as collector:
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
