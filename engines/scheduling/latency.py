@@ -38,6 +38,8 @@ _OUTLIER: Final = 4.0
 """No single execution counts as further from the curve than this factor."""
 _REFRESH: Final = 8
 """Executions between two computations of the tables; a drift is followed at once."""
+_REFRESH_S: Final = 0.01
+"""Executed seconds between two of them: quick models would otherwise spend more on the tables than on their rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class CostModel:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._errors: deque[float] = deque(maxlen=32)
         self._executions = 0
+        self._unread_s = 0.0
         self._tolerance = _DRIFT
         self._least = 1.0
         self.spread = 1.0
@@ -98,6 +101,7 @@ class CostModel:
         if not 0 < rows <= self.max_rows or seconds <= 0.0:
             return
         self._executions += 1
+        self._unread_s += seconds
         typical = self.typical[rows]
         if typical > 0.0:
             ratio = min(max(seconds / typical, 1.0 / _OUTLIER), _OUTLIER)
@@ -111,7 +115,7 @@ class CostModel:
         known = at in self._samples
         self._samples.setdefault(at, deque(maxlen=_SAMPLES)).append(seconds)
         drifted = self._follow_drift()
-        if drifted or not known or self._executions % _REFRESH == 0:
+        if drifted or not known or (self._executions % _REFRESH == 0 and self._unread_s >= _REFRESH_S):
             self._refresh()
 
     def statistics(self) -> CostStatistics:
@@ -168,6 +172,7 @@ class CostModel:
         return True
 
     def _refresh(self) -> None:
+        self._unread_s = 0.0
         known = sorted(self._samples)
         if not known:
             return
