@@ -17,7 +17,7 @@ def cache_options_of(config: ModelResponseCache) -> CacheOptions | None:
     """The options, or None when the model's answers are not to be remembered. Raises LoadFailed."""
     if not config.enable:
         return None
-    jitter_percent = config.jitter_percent if config.HasField("jitter_percent") else 100 * _DEFAULTS.jitter
+    jitter_percent = max(0, config.jitter_percent) if config.jitter_percent else 100 * _DEFAULTS.jitter
     if jitter_percent > 100:
         raise LoadFailed(f"response_cache.jitter_percent: {jitter_percent} is more than 100")
     if config.time_to_live_seconds > _MAX_TTL_S:

@@ -23,7 +23,7 @@ def test_off_unless_enabled_and_sensible_when_it_is() -> None:
 
 def test_every_option_arrives() -> None:
     text = (
-        "enable: true time_to_live_seconds: 5 jitter_percent: 0 max_value_bytes: 77 levels: REDIS_ONLY "
+        "enable: true time_to_live_seconds: 5 jitter_percent: -1 max_value_bytes: 77 levels: REDIS_ONLY "
         "execute_each: true lease_milliseconds: 250"
     )
     assert cache_options_of(parsed(text)) == CacheOptions(
