@@ -44,7 +44,7 @@ from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.meter import ModelMeter
-from server.telemetry.models import model_metrics
+from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
 from server.telemetry.process import server_metrics
 from server.telemetry.traces import TraceOptions
@@ -319,6 +319,11 @@ class Server:
         """What the exporter reads, on the event loop."""
         time = asyncio.get_running_loop().time
         sources: list[Source] = [
+            lambda: [
+                tag_metrics(
+                    (model.spec.name, model.spec.version, model.config.metric_tags) for model in self.models.served()
+                )
+            ],
             lambda: model_metrics(self.models.served(), self.telemetry.unrouted, time()),
             lambda: server_metrics(
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready

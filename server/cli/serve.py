@@ -176,6 +176,12 @@ def check_redis_url(context: click.Context, parameter: click.Parameter, url: str
     help="Which status codes errors get: our own, which do not invite retry storms, or Triton's.",
 )
 @setting(
+    "--tenant-key",
+    panel="Protocol",
+    default="",
+    help="Metadata key that says which tenant a call is for; in overload tenants get equal shares. Empty: all are one.",
+)
+@setting(
     "--server-name", panel="Protocol", default="kairos", help="Name in ServerMetadata; some clients insist on `triton`."
 )
 @setting(
@@ -346,7 +352,10 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
             reuse_port=values["reuse_port"],
         ),
         service=ServiceOptions(
-            name=values["server_name"], version=VERSION, status_codes=StatusCodes(values["status_codes"])
+            name=values["server_name"],
+            version=VERSION,
+            status_codes=StatusCodes(values["status_codes"]),
+            tenant_key=values["tenant_key"],
         ),
         logs=LogOptions(
             format=values["log_format"],

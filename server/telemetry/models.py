@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -74,6 +74,17 @@ def model_metrics(served: Iterable[Observed], unrouted: UnroutedMeter, now: floa
     """All figures of all loaded versions. The snapshot is taken at once, everything else while it is iterated."""
     snapshots = [_snapshot(model) for model in served]
     return _families(snapshots, {outcome.value: count for outcome, count in unrouted.outcomes.items()}, now)
+
+
+def tag_metrics(tags: Iterable[tuple[str, int, Mapping[str, str]]]) -> Metric:
+    """The tags that configurations give to models: (model, version, tags by name)."""
+    series = [((name, str(version), tag, value), 1.0) for name, version, by in tags for tag, value in by.items()]
+    return gauge(
+        "kairos_model_tag",
+        "Always 1: a tag of a model's configuration, to join other series with by model and version.",
+        series,
+        (*MODEL, "tag", "value"),
+    )
 
 
 def _snapshot(model: Observed) -> _Snapshot:

@@ -24,7 +24,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """With one model, which has warmed up: that must not count."""
     root = tmp_path_factory.mktemp("counted")
     warmup = 'model_warmup { name: "w" batch_size: 2 inputs { key: "x" value { data_type: TYPE_FP32 dims: 4 zero_data: true } } }'  # noqa: E501
-    onnx_models.write(root, "scale", proto=onnx_models.scale(), config=f"max_batch_size: 8\n{warmup}\n{ONE_ENGINE}")
+    tags = 'metric_tags { key: "team" value: "search" }'
+    config = f"max_batch_size: 8\n{warmup}\n{tags}\n{ONE_ENGINE}"
+    onnx_models.write(root, "scale", proto=onnx_models.scale(), config=config)
     with running_server(root, "--transport", request.param) as running:
         yield running
 
@@ -83,6 +85,7 @@ def test_everything_starts_at_zero_and_advances_exactly(
     assert seen["kairos_batches_total", "drained"] == 3
     assert seen["kairos_execute_seconds_sum", ""] == pytest.approx(stats.compute_infer.ns / 1e9, abs=1e-8)
     assert seen["kairos_requests_in_flight", ""] == 0
+    assert seen["kairos_model_tag", "team"] == 1
 
 
 def test_unknown_models_are_an_error(client: triton.InferenceServerClient) -> None:
