@@ -147,7 +147,7 @@ class ModelOpener:
             config=definition.config,
             limits=definition.limits,
             default_deadline_s=definition.default_deadline_s,
-            inference=compose(cache or local, meter, self._telemetry),
+            inference=compose(local, cache, meter, self._telemetry),
             meter=meter,
             engines=local,
             cache=cache,
@@ -220,9 +220,9 @@ class ModelOpener:
                 raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
 
 
-def compose(model: Inference, meter: ModelMeter, telemetry: Telemetry) -> Inference:
-    """The layers around a model, innermost first."""
-    return telemetry.around(model, meter)
+def compose(model: Inference, cache: CachedInference | None, meter: ModelMeter, telemetry: Telemetry) -> Inference:
+    """The layers around a model, innermost first; the cache, where there is one, is around the model already."""
+    return telemetry.around(model if cache is None else cache, meter)
 
 
 def _misses(cache: CachedInference) -> tuple[int, float]:
