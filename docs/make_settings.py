@@ -14,7 +14,7 @@ PAGE: Final = Path(__file__).with_name("settings.md")
 
 HEAD: Final = """# Settings of `kairos serve`
 
-<!-- Written by docs/make_settings.py from the declarations in server/cli/serve.py. -->
+<!-- Written by docs/make_settings.py from the declarations in server/cli/options/. -->
 
 Each setting can be given as a flag, as an environment variable, or in a TOML file (`--config FILE`), where its key is
 the flag without the dashes in front: `grpc-port = 9001`, `model-repository = ["/models"]`, `allow-metrics = false`.

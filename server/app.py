@@ -1,14 +1,12 @@
-"""The composition root: the one place that names every class and puts them together."""
+"""The composition root: with `opener`, the one place that names every class and puts them together."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import platform
-import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,32 +16,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.core import Metric
 
-from engines.backends.cores import available_cores
-from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
-from engines.backends.sweep import Layout, choose, layouts, measure_costs
-from engines.costs import costs_file, load_costs, save_costs
 from engines.errors import InferError, LoadFailed
-from engines.inference import Inference
-from engines.local import LocalInference
-from engines.pool import EnginePool
-from engines.repository.definition import Definition
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
-from engines.request import InferRequest
-from engines.scheduling.factory import make_scheduler
-from engines.scheduling.latency import CostModel
-from engines.scheduling.policy import Policy
-from engines.validation import RequestChecker
-from server.cache.cached import CachedInference
-from server.cache.settings import cache_options_of
-from server.cache.store import Store, StoreOptions, open_store
+from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
+from server.opener import ModelOpener
 from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc
 from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
 from server.telemetry.logs import LogOptions, Logs
-from server.telemetry.meter import ModelMeter
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
 from server.telemetry.process import server_metrics
@@ -52,7 +35,6 @@ from server.telemetry.transport import transport_metrics
 from server.transport import cache as cache_service
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
-from server.transport.model import ServedModel
 from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
 from server.transport.service import InferenceService, ServiceOptions
@@ -91,6 +73,8 @@ class ServerOptions:
     """Whether a model that cannot be loaded at the start ends the server."""
     cache_dir: Path | None = None
     """Folder for optimised graphs. None: optimise at each start."""
+    state_dir: Path | None = None
+    """Folder for what must outlive the server. None: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,134 +84,6 @@ class Addresses:
     host: str
     grpc_port: int
     metrics_port: int | None
-
-
-class ModelOpener:
-    """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
-
-    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None) -> None:
-        self._telemetry = telemetry
-        self._store = store
-        self._cache_dir = cache_dir
-        # Models that are measured at the same time would measure each other.
-        self._measuring = threading.Lock()
-
-    async def __call__(self, definition: Definition) -> ServedModel:
-        """Raises LoadFailed, or whatever the model's own runtime says."""
-        spec = definition.spec
-        cache_options = cache_options_of(definition.config.response_cache)
-        open_engine, layout = await asyncio.to_thread(self._open_session, definition)
-        cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
-        name = f"{spec.name}:{spec.version}"
-        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
-        await pool.open()
-        meter = ModelMeter(spec)
-        observe = self._telemetry.observer(meter)
-        scheduler = make_scheduler(definition.policy, definition.limits, definition.deadlines, cost, layout.instances)
-        local = LocalInference(spec, pool, scheduler, definition.limits, observe)
-        if costs_file is not None:
-            local.closed = lambda: save_costs(costs_file, cost)
-        try:
-            await self._warm_up(definition, local)
-        except BaseException:
-            await local.close()
-            raise
-        meter.reset()
-        log.info(
-            "%s is up: %d engine(s) with %d thread(s)%s, batches of up to %d rows",
-            *(name, layout.instances, layout.threads, ", on the event loop" if layout.inline else ""),
-            max(1, spec.max_rows),
-        )
-        cache = None
-        if cache_options is not None and self._store.serves(cache_options):
-            cache = CachedInference(local, spec, self._store, cache_options)
-            meter.cache_misses = functools.partial(_misses, cache)
-        return ServedModel(
-            spec=spec,
-            config=definition.config,
-            limits=definition.limits,
-            default_deadline_s=definition.default_deadline_s,
-            inference=compose(local, cache, meter, self._telemetry),
-            meter=meter,
-            engines=local,
-            cache=cache,
-        )
-
-    def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
-        spec, options = definition.spec, definition.engine
-        source = SessionSource(definition.model_file, spec, options, self._cache_dir)
-        candidates = layouts(available_cores(), options.instances, options.intra_op_threads)
-        layout = candidates[0]
-        sessions = {layout.threads: source.open(layout.threads)}
-
-        def open_with(threads: int) -> OnnxRuntimeEngine:
-            if threads not in sessions:
-                sessions[threads] = source.open(threads)
-            return OnnxRuntimeEngine(spec, sessions[threads])
-
-        try:
-            with self._measuring:
-                layout, measured = choose(spec, candidates, open_with)
-            log.debug("%s:%d: rows a second by layout: %s", spec.name, spec.version, measured)
-        except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
-            log.info("%s:%d cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
-        if not definition.steady:  # what was measured says nothing of the next request
-            layout = replace(layout, inline=False)
-        session = sessions[layout.threads]
-        return lambda: OnnxRuntimeEngine(spec, session), layout
-
-    def _costs(
-        self, definition: Definition, open_engine: Callable[[], OnnxRuntimeEngine], layout: Layout
-    ) -> tuple[CostModel, Path | None]:
-        """What executions cost in this layout, from the last time or measured now, and the file to keep it in."""
-        spec = definition.spec
-        cost = CostModel(
-            definition.limits.max_rows, definition.limits.allowed_rows, quantile=definition.deadlines.quantile
-        )
-        if definition.policy is Policy.FIFO:
-            return cost, None
-        path = None
-        if self._cache_dir is not None:
-            path = costs_file(self._cache_dir, spec, layout.instances, layout.threads)
-            if load_costs(path, cost):
-                return cost, path
-        try:
-            with self._measuring:
-                engine = open_engine()
-                try:
-                    cost.seed(measure_costs(engine, spec, cost.sizes))
-                finally:
-                    engine.close()
-        except Exception as error:  # noqa: BLE001  (as above: it is then learned from real requests)
-            log.info("%s:%d: costs cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
-        else:
-            if path is not None:
-                save_costs(path, cost)
-        return cost, path
-
-    async def _warm_up(self, definition: Definition, local: LocalInference) -> None:
-        spec = definition.spec
-        checker = RequestChecker(spec)
-        for warmup in definition.warmups:
-            try:
-                inputs, rows = checker.inputs(await asyncio.to_thread(warmup.tensors))
-                request = InferRequest(
-                    model=spec.name, version=spec.version, inputs=inputs, wanted=checker.wanted(()), rows=rows
-                )
-                for _ in range(warmup.count):
-                    await local.infer(request)
-            except InferError as error:
-                raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
-
-
-def compose(model: Inference, cache: CachedInference | None, meter: ModelMeter, telemetry: Telemetry) -> Inference:
-    """The layers around a model, innermost first; the cache, where there is one, is around the model already."""
-    return telemetry.around(model if cache is None else cache, meter)
-
-
-def _misses(cache: CachedInference) -> tuple[int, float]:
-    counted = cache.statistics()
-    return counted.misses, counted.miss_s
 
 
 class Transport(Protocol):

@@ -17,8 +17,8 @@ from engines.build.choose import speedups
 from engines.build.errors import BuildFailed, Refused
 from engines.build.options import BuildOptions, BuildReport, Precision, Target
 from engines.build.ranges import Method
+from server.cli.options.models import default_cache_dir
 from server.cli.progress import bars
-from server.cli.serve import default_cache_dir
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DATA = click.Path(exists=True, path_type=Path)

@@ -21,8 +21,8 @@ from engines.build.versus import newest_version
 from engines.costs import costs_file, save_costs
 from engines.repository.layout import version_of
 from engines.scheduling.latency import CostModel
+from server.cli.options.models import default_cache_dir
 from server.cli.progress import bars
-from server.cli.serve import default_cache_dir
 
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 

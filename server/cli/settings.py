@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,22 @@ def setting(flag: str, **attributes: Any) -> Callable[[Any], Any]:  # noqa: ANN4
     variable = PREFIX + flag.split("/", maxsplit=1)[0].strip("-").replace("-", "_").upper()
     attributes.setdefault("show_default", not attributes.get("multiple", False))
     return click.option(flag, envvar=variable, show_envvar=True, **attributes)
+
+
+def in_panel(title: str) -> Callable[..., Callable[[Any], Any]]:
+    """`setting`, for those that stand under this title in the help and on the page of settings."""
+    return functools.partial(setting, panel=title)
+
+
+def settings(*declared: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several settings as one decorator, the first of them first in the help."""
+
+    def declare(command: Any) -> Any:  # noqa: ANN401  (a command or a function, as click has it)
+        for each in reversed(declared):
+            command = each(command)
+        return command
+
+    return declare
 
 
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:

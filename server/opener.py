@@ -1,0 +1,162 @@
+"""Brings a model version up: session, layout, engines, warm-up, and the stack of layers above them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from engines.backends.cores import available_cores
+from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
+from engines.backends.sweep import Layout, choose, layouts, measure_costs
+from engines.costs import costs_file, load_costs, save_costs
+from engines.errors import InferError, LoadFailed
+from engines.inference import Inference
+from engines.local import LocalInference
+from engines.pool import EnginePool
+from engines.repository.definition import Definition
+from engines.request import InferRequest
+from engines.scheduling.factory import make_scheduler
+from engines.scheduling.latency import CostModel
+from engines.scheduling.policy import Policy
+from engines.validation import RequestChecker
+from server.cache.cached import CachedInference
+from server.cache.settings import cache_options_of
+from server.cache.store import Store
+from server.telemetry.assembly import Telemetry
+from server.telemetry.meter import ModelMeter
+from server.transport.model import ServedModel
+
+log = logging.getLogger(__name__)
+
+
+class ModelOpener:
+    """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
+
+    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None) -> None:
+        self._telemetry = telemetry
+        self._store = store
+        self._cache_dir = cache_dir
+        # Models that are measured at the same time would measure each other.
+        self._measuring = threading.Lock()
+
+    async def __call__(self, definition: Definition) -> ServedModel:
+        """Raises LoadFailed, or whatever the model's own runtime says."""
+        spec = definition.spec
+        cache_options = cache_options_of(definition.config.response_cache)
+        open_engine, layout = await asyncio.to_thread(self._open_session, definition)
+        cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
+        name = f"{spec.name}:{spec.version}"
+        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
+        await pool.open()
+        meter = ModelMeter(spec)
+        observe = self._telemetry.observer(meter)
+        scheduler = make_scheduler(definition.policy, definition.limits, definition.deadlines, cost, layout.instances)
+        local = LocalInference(spec, pool, scheduler, definition.limits, observe)
+        if costs_file is not None:
+            local.closed = lambda: save_costs(costs_file, cost)
+        try:
+            await self._warm_up(definition, local)
+        except BaseException:
+            await local.close()
+            raise
+        meter.reset()
+        log.info(
+            "%s is up: %d engine(s) with %d thread(s)%s, batches of up to %d rows",
+            *(name, layout.instances, layout.threads, ", on the event loop" if layout.inline else ""),
+            max(1, spec.max_rows),
+        )
+        cache = None
+        if cache_options is not None and self._store.serves(cache_options):
+            cache = CachedInference(local, spec, self._store, cache_options)
+            meter.cache_misses = functools.partial(_misses, cache)
+        return ServedModel(
+            spec=spec,
+            config=definition.config,
+            limits=definition.limits,
+            default_deadline_s=definition.default_deadline_s,
+            inference=compose(local, cache, meter, self._telemetry),
+            meter=meter,
+            engines=local,
+            cache=cache,
+        )
+
+    def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
+        spec, options = definition.spec, definition.engine
+        source = SessionSource(definition.model_file, spec, options, self._cache_dir)
+        candidates = layouts(available_cores(), options.instances, options.intra_op_threads)
+        layout = candidates[0]
+        sessions = {layout.threads: source.open(layout.threads)}
+
+        def open_with(threads: int) -> OnnxRuntimeEngine:
+            if threads not in sessions:
+                sessions[threads] = source.open(threads)
+            return OnnxRuntimeEngine(spec, sessions[threads])
+
+        try:
+            with self._measuring:
+                layout, measured = choose(spec, candidates, open_with)
+            log.debug("%s:%d: rows a second by layout: %s", spec.name, spec.version, measured)
+        except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
+            log.info("%s:%d cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
+        if not definition.steady:  # what was measured says nothing of the next request
+            layout = replace(layout, inline=False)
+        session = sessions[layout.threads]
+        return lambda: OnnxRuntimeEngine(spec, session), layout
+
+    def _costs(
+        self, definition: Definition, open_engine: Callable[[], OnnxRuntimeEngine], layout: Layout
+    ) -> tuple[CostModel, Path | None]:
+        """What executions cost in this layout, from the last time or measured now, and the file to keep it in."""
+        spec = definition.spec
+        cost = CostModel(
+            definition.limits.max_rows, definition.limits.allowed_rows, quantile=definition.deadlines.quantile
+        )
+        if definition.policy is Policy.FIFO:
+            return cost, None
+        path = None
+        if self._cache_dir is not None:
+            path = costs_file(self._cache_dir, spec, layout.instances, layout.threads)
+            if load_costs(path, cost):
+                return cost, path
+        try:
+            with self._measuring:
+                engine = open_engine()
+                try:
+                    cost.seed(measure_costs(engine, spec, cost.sizes))
+                finally:
+                    engine.close()
+        except Exception as error:  # noqa: BLE001  (as above: it is then learned from real requests)
+            log.info("%s:%d: costs cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
+        else:
+            if path is not None:
+                save_costs(path, cost)
+        return cost, path
+
+    async def _warm_up(self, definition: Definition, local: LocalInference) -> None:
+        spec = definition.spec
+        checker = RequestChecker(spec)
+        for warmup in definition.warmups:
+            try:
+                inputs, rows = checker.inputs(await asyncio.to_thread(warmup.tensors))
+                request = InferRequest(
+                    model=spec.name, version=spec.version, inputs=inputs, wanted=checker.wanted(()), rows=rows
+                )
+                for _ in range(warmup.count):
+                    await local.infer(request)
+            except InferError as error:
+                raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
+
+
+def compose(model: Inference, cache: CachedInference | None, meter: ModelMeter, telemetry: Telemetry) -> Inference:
+    """The layers around a model, innermost first; the cache, where there is one, is around the model already."""
+    return telemetry.around(model if cache is None else cache, meter)
+
+
+def _misses(cache: CachedInference) -> tuple[int, float]:
+    counted = cache.statistics()
+    return counted.misses, counted.miss_s
