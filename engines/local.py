@@ -19,7 +19,9 @@ from functools import partial
 from engines.errors import Draining, EngineDied, EngineFailed, InferError
 from engines.pool import EnginePool, PoolStatistics
 from engines.request import InferRequest, InferResponse, Timings
+from engines.scheduling.arbiter import Arbiter
 from engines.scheduling.assemble import Scatter, signature
+from engines.scheduling.drain import DrainQueue
 from engines.scheduling.policy import Limits, Scheduler, TimeoutAction
 from engines.scheduling.report import Batch, BatchReport, Pending, QueueStatistics, Refusal
 from engines.spec import ModelSpec
@@ -74,12 +76,19 @@ class LocalInference:
         self._alarm_at = math.inf  # kept here, since uvloop gives handles without `when` for times that are near
         self._in_order: deque[_Waiter] = deque()
         self._running: dict[int, Batch] = {}
+        self._leave: Callable[[], None] = lambda: None
         self.closed: Callable[[], None] = lambda: None
         """Called once all engines are closed."""
         pool.freed = self._dispatch_soon
 
     def __repr__(self) -> str:
         return f"<LocalInference {self._spec.name}:{self._spec.version} {self._pool} {self._scheduler}>"
+
+    def share(self, device: Arbiter, load: float) -> None:
+        """Take turns with the other models of a device, of which each batch takes `load`, until all is closed."""
+        if isinstance(queue := self._scheduler, DrainQueue):  # the others know nothing of their neighbours
+            device.join(queue, self._dispatch_soon, lambda: self._pool.has_idle, load)
+            self._leave = lambda: device.leave(queue)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """See Inference.infer."""
@@ -114,6 +123,7 @@ class LocalInference:
         if self._alarm is not None:
             self._alarm.cancel()
         await self._pool.close()
+        self._leave()
         self.closed()
 
     def _pending(self, waiter: _Waiter, now: float) -> Pending:

@@ -20,6 +20,7 @@ from engines.local import LocalInference
 from engines.pool import EnginePool
 from engines.repository.definition import Definition
 from engines.request import InferRequest
+from engines.scheduling.arbiter import Arbiter
 from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
@@ -43,6 +44,7 @@ class ModelOpener:
         self._cache_dir = cache_dir
         # Models that are measured at the same time would measure each other.
         self._measuring = threading.Lock()
+        self._processor = Arbiter(available_cores())
 
     async def __call__(self, definition: Definition) -> ServedModel:
         """Raises LoadFailed, or whatever the model's own runtime says."""
@@ -57,6 +59,8 @@ class ModelOpener:
         observe = self._telemetry.observer(meter)
         scheduler = make_scheduler(definition.policy, definition.limits, definition.deadlines, cost, layout.instances)
         local = LocalInference(spec, pool, scheduler, definition.limits, observe)
+        if not layout.inline:  # those on the loop take turns by themselves
+            local.share(self._processor, layout.threads)
         if costs_file is not None:
             local.closed = lambda: save_costs(costs_file, cost)
         try:

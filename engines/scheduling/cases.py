@@ -125,7 +125,7 @@ class Case:
 
     def _play_shared(self, arrivals: Sequence[Arrival], seed: int, progress: Callable[[int], None]) -> Outcome:
         """Each model has its own queue; an arbiter says whose turn it is."""
-        arbiter = Arbiter(slots=self.engines)
+        arbiter = Arbiter(capacity=self.engines)
         queues = [
             DrainQueue(self.limits, self.cost(), self.options, engines=self.engines) for _ in range(self.mix.models)
         ]

@@ -132,16 +132,16 @@ class DrainQueue:
         if closed_by is None:
             return Turn(refusals=self._told(), wake_at=wake_at)
         if self.arbiter is not None and not self.arbiter.grants(self, now):
-            return Turn(refusals=self._told())
+            return Turn(refusals=self._told(), wake_at=self.arbiter.ask_again_at(now))
         members = self._cut(lane, plan, target, now)
         rows = _rows(members)
         self._ledger.started(members, now)
-        number = self.running.start(members, now + self.cost.means[min(rows, self.limits.max_rows)])
+        number = self.running.start(members, now, self.cost.means[min(rows, self.limits.max_rows)])
         return Turn(Batch(members, rows, self.cost.padded(rows), closed_by, number), self._told())
 
     def expire(self, now: float) -> Sequence[Refusal]:
         """See Scheduler.expire."""
-        self._shed(now, self.running.free_at(now))
+        self._shed(now, self._free_at(now))
         return self._told()
 
     def next_expiry(self) -> float:
@@ -193,9 +193,16 @@ class DrainQueue:
         return self._backlog.rows * (self.cost.means[-1] or 1e-9) / self.limits.max_rows
 
     @property
-    def first_order(self) -> float:
-        """When the first of those who wait is due; infinite for nobody, or nobody with a deadline."""
-        return min((_first_order(lane) for lane in self._backlog.lanes if lane.timed), default=math.inf)
+    def waits(self) -> bool:
+        """Whether anybody waits."""
+        return self._backlog.requests > 0
+
+    @property
+    def urgency(self) -> float:
+        """When the first of those who wait is due, or out of patience; infinite for nobody."""
+        lanes = self._backlog.lanes
+        due = min((_first_order(lane) for lane in lanes if lane.timed), default=math.inf)
+        return min(due, min(map(self._patient_until, lanes), default=math.inf))
 
     @property
     def has_news(self) -> bool:
@@ -203,14 +210,18 @@ class DrainQueue:
         return bool(self._refusals)
 
     def latest_start(self, now: float) -> float | None:
-        """When the batch that should run next must start; infinite without a deadline, None when there is none."""
+        """When the next batch must start, for its deadlines or its patience; None when there is none to run."""
         if len(self.running) >= self.running.engines:
             return None
         self._shed(now, now)
         lane, plan = self._next(now)
         if lane is None or self._close(lane, plan, now)[1] is None:  # nobody, or they wait for company
             return None
-        return math.inf if plan is None else plan.latest_start
+        return self._patient_until(lane) if plan is None else plan.latest_start
+
+    def _patient_until(self, lane: Lane) -> float:
+        """When the lane's patient ones should be given a turn among other models; infinite when there are none."""
+        return max(_patient_since(lane) + self.options.patience_s, self._patient_turn_at)
 
     # Admission and giving up
 
@@ -226,7 +237,7 @@ class DrainQueue:
         pending.order = min(finish_by, _starts_by(pending) + self.cost.bounds[-1])
         if pending.order == math.inf:
             return
-        free_at = self.running.free_at(now)
+        free_at = self._free_at(now)
         if _is_only_delayed(pending):
             return
         if pending.order < free_at + self._need(pending, trusted=self._trusts(now)):
@@ -347,6 +358,11 @@ class DrainQueue:
         demand = self._demand.rate(now) * (lane.rows / self._backlog.rows)
         alike = self._loosest < _ALIKE * self._tightest
         return Outlook(now, cost.means, cost.bounds, cost.sizes, others, share, demand, alike)
+
+    def _free_at(self, now: float) -> float:
+        """When the next batch is expected to start."""
+        own = self.running.free_at(now)
+        return own if self.arbiter is None else max(own, self.arbiter.free_at(self, now))
 
     def _share(self, lane: Lane | None) -> float:
         """What part of the device's time the lane, or all of them, can count on."""

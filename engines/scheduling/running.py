@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from engines.scheduling.report import Pending
+
+_STUCK: Final = 8.0
+"""An execution that takes this many times what it should no longer counts as running ..."""
+_STUCK_S: Final = 0.25
+"""... once it has taken this long."""
 
 
 @dataclass(slots=True)
@@ -13,6 +20,8 @@ class _Execution:
     members: Sequence[Pending]
     ends: float
     """When it is expected to end."""
+    stuck: float
+    """When it is to be taken for stuck."""
     ended: bool = False
     """Its engine came back before its report did."""
 
@@ -30,10 +39,11 @@ class Running:
     def __len__(self) -> int:
         return sum(not execution.ended for execution in self._executions.values())
 
-    def start(self, members: Sequence[Pending], ends: float) -> int:
-        """A batch was handed out; its number."""
+    def start(self, members: Sequence[Pending], now: float, seconds: float) -> int:
+        """A batch was handed out that is expected to take so long; its number."""
         self._number += 1
-        self._executions[self._number] = _Execution(members, ends)
+        stuck = now + max(_STUCK_S, _STUCK * seconds)
+        self._executions[self._number] = _Execution(members, now + seconds, stuck)
         return self._number
 
     def end(self, number: int) -> Sequence[Pending]:
@@ -59,3 +69,17 @@ class Running:
         """The same for all engines but the one that is idle now."""
         busy = [max(now, one.ends) for one in self._executions.values() if not one.ended]
         return busy + [now] * (self.engines - 1 - len(busy))
+
+    def first_end(self, now: float) -> float:
+        """When the first of them is expected to end; infinite when none runs."""
+        return min((max(now, one.ends) for one in self._executions.values() if not one.ended), default=math.inf)
+
+    def busy(self, now: float) -> int:
+        """How many run, those that are stuck left out."""
+        return sum(not one.ended and now < one.stuck for one in self._executions.values())
+
+    def next_stuck(self, now: float) -> float:
+        """When the next of them is to be taken for stuck; infinite when none runs."""
+        return min(
+            (one.stuck for one in self._executions.values() if not one.ended and now < one.stuck), default=math.inf
+        )
