@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 from engines.errors import Draining, EngineDied, EngineFailed, InferError
 from engines.pool import EnginePool, PoolStatistics
@@ -29,6 +30,10 @@ from engines.tensor import Tensor
 from engines.worker import Job, Outcome
 
 log = logging.getLogger(__name__)
+
+
+Listener: TypeAlias = Callable[[InferRequest, float], None]
+"""Told of a request and the time at which it came. Must not raise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +81,7 @@ class LocalInference:
         self._alarm_at = math.inf  # kept here, since uvloop gives handles without `when` for times that are near
         self._in_order: deque[_Waiter] = deque()
         self._running: dict[int, Batch] = {}
+        self._listeners: tuple[Listener, ...] = ()
         self._leave: Callable[[], None] = lambda: None
         self.closed: Callable[[], None] = lambda: None
         """Called once all engines are closed."""
@@ -95,7 +101,10 @@ class LocalInference:
         if self._closing:
             raise Draining(f"model '{self._spec.name}' version {self._spec.version} is shutting down")
         waiter = _Waiter(request, self._loop.create_future())
-        self._offer(self._pending(waiter, self._loop.time()))
+        now = self._loop.time()
+        for listener in self._listeners:
+            listener(request, now)
+        self._offer(self._pending(waiter, now))
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -103,6 +112,15 @@ class LocalInference:
                 self._scheduler.withdraw(waiter.place)
             self._answer_in_order()
             raise
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each request that comes from now on, before it is refused or waits."""
+        self._listeners = (*self._listeners, listener)
+
+        def end() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+        return end
 
     def statistics(self) -> LocalStatistics:
         """How much waits, and how many engines do what."""

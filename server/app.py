@@ -22,7 +22,7 @@ from engines.repository.manager import ModelManager, RepositoryOptions
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
-from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc
+from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc, traffic_pb2_grpc
 from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
@@ -33,6 +33,7 @@ from server.telemetry.process import server_metrics
 from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import transport_metrics
 from server.transport import cache as cache_service
+from server.transport import traffic
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
 from server.transport.reflection import reflection_service
@@ -205,9 +206,11 @@ class Server:
         reflection = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         cache_pb2_grpc.add_CacheServicer_to_server(cache_service.CacheService(self.store, self.models), server)  # type: ignore[no-untyped-call]
+        arrivals = traffic.TrafficService(self.models, self.lifecycle, self.options.service.status_codes)
+        traffic_pb2_grpc.add_TrafficServicer_to_server(arrivals, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection_service([SERVICE, cache_service.SERVICE, health, reflection]), server
+            reflection_service([SERVICE, cache_service.SERVICE, traffic.SERVICE, health, reflection]), server
         )
 
     def _phase_changed(self, phase: Phase) -> None:

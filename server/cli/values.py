@@ -15,12 +15,12 @@ from engines.scheduling.cases import Affine, Measured
 
 Value = TypeVar("Value", int, float)
 
-_UNITS: Final[Mapping[str, float]] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
-_TIME: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|)")
+_UNITS: Final[Mapping[str, float]] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_TIME: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|m|h|)")
 
 
 def duration(text: str) -> float:
-    """Seconds, from `20ms`, `1.5s`, `300us`, or a bare number of seconds; `none` is infinite."""
+    """Seconds, from `20ms`, `1.5s`, `300us`, `10m`, or a bare number of seconds; `none` is infinite."""
     if text == "none":
         return math.inf
     found = _TIME.fullmatch(text.strip())

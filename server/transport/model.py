@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from engines.errors import InvalidRequest
 from engines.inference import Inference
-from engines.local import LocalStatistics
+from engines.local import Listener, LocalStatistics
 from engines.request import Parameters
 from engines.scheduling.policy import Limits
 from engines.spec import ModelSpec, TensorSpec
@@ -24,6 +24,10 @@ class Engines(Protocol):
 
     def statistics(self) -> LocalStatistics:
         """How much waits, and how many engines do what."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each request that comes from now on, and the time; the result ends that."""
         ...
 
     def abandon(self) -> None:
