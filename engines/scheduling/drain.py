@@ -27,7 +27,7 @@ from engines.scheduling.backlog import Backlog
 from engines.scheduling.lane import Lane
 from engines.scheduling.latency import CostModel
 from engines.scheduling.ledger import Fading, Ledger
-from engines.scheduling.plan import Outlook, Plan, choose
+from engines.scheduling.plan import Outlook, Plan, choose, whole
 from engines.scheduling.policy import DeadlineOptions, Limits
 from engines.scheduling.queue import EXPIRED, FULL
 from engines.scheduling.report import Batch, BatchReport, ClosedBy, Pending, QueueStatistics, Refusal, Turn
@@ -323,6 +323,9 @@ class DrainQueue:
 
     def _next(self, now: float) -> tuple[Lane, Plan | None] | tuple[None, None]:
         """Whom to serve next: a lane and the plan for its timed ones, or None when its patient ones have their turn."""
+        only = self._only_lane()
+        if only is not None and (everybody := whole(only.timed, only.timed_rows, self.cost.bounds, now)) is not None:
+            return only, everybody
         waited = self._overdue_lane(now)
         if waited is not None:
             return waited, None
@@ -335,6 +338,14 @@ class DrainQueue:
         if lanes:
             return min(lanes, key=_patient_since), None
         return None, None
+
+    def _only_lane(self) -> Lane | None:
+        """The lane in which everybody waits, all of them for a deadline; None when there is no such lane."""
+        lanes = self._backlog.lanes
+        if len(lanes) != 1:
+            return None
+        (lane,) = lanes
+        return None if lane.patient else lane
 
     def _overdue_lane(self, now: float) -> Lane | None:
         """The lane whose patient ones have waited too long, when it is their turn."""

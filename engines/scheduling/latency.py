@@ -16,7 +16,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from statistics import fmean, median
 from typing import Any, Final
 
@@ -113,7 +112,9 @@ class CostModel:
         if self.typical[at] > 0.0:
             seconds *= self.typical[at] / typical
         known = at in self._samples
-        self._samples.setdefault(at, deque(maxlen=_SAMPLES)).append(seconds)
+        if not known:
+            self._samples[at] = deque(maxlen=_SAMPLES)
+        self._samples[at].append(seconds)
         drifted = self._follow_drift()
         if drifted or not known or (self._executions % _REFRESH == 0 and self._unread_s >= _REFRESH_S):
             self._refresh()
@@ -154,13 +155,11 @@ class CostModel:
 
     def _follow_drift(self) -> bool:
         recent = self._recent
-        last = list(islice(reversed(recent), _IN_A_ROW))
-        out = len(last) == _IN_A_ROW and (
-            min(last) > self.spread * (1.0 + _DRIFT) or max(last) < self._least * (1.0 - _DRIFT)
-        )
-        if out:
-            factor, moved = median(last), _IN_A_ROW
-        elif len(recent) == _RECENT and abs(median(recent) - 1.0) > self._tolerance:
+        if self._strayed():
+            factor, moved = median(list(recent)[-_IN_A_ROW:]), _IN_A_ROW
+        elif (
+            len(recent) == _RECENT and self._executions % _IN_A_ROW == 0 and abs(median(recent) - 1.0) > self._tolerance
+        ):
             factor, moved = median(recent), _RECENT
         else:
             return False
@@ -170,6 +169,17 @@ class CostModel:
             self._ratios.pop()
         recent.clear()
         return True
+
+    def _strayed(self) -> bool:
+        """Whether the last executions were all above the quantiles, or all below."""
+        recent = self._recent
+        if len(recent) < _IN_A_ROW:
+            return False
+        high, low = self.spread * (1.0 + _DRIFT), self._least * (1.0 - _DRIFT)
+        if low <= recent[-1] <= high:
+            return False
+        last = list(recent)[-_IN_A_ROW:]
+        return min(last) > high or max(last) < low
 
     def _refresh(self) -> None:
         self._unread_s = 0.0

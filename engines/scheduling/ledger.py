@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -99,12 +98,18 @@ class Ledger:
 
     def started(self, members: Sequence[Pending], now: float) -> None:
         """They leave for an engine together."""
-        rows: Counter[str] = Counter()
-        got: Counter[_Class] = Counter()
-        for pending in members:
-            rows[pending.tenant] += pending.rows
-            got[self._of(pending)] += 1
         self._got.add(len(members), now)
+        if len(members) == 1:  # the rule at low load, where each microsecond shows
+            (pending,) = members
+            self._of(pending).got.add(1.0, now)
+            self._tenant(pending.tenant, now).add(pending.rows, now)
+            return
+        rows: dict[str, int] = {}
+        got: dict[_Class, int] = {}
+        for pending in members:
+            rows[pending.tenant] = rows.get(pending.tenant, 0) + pending.rows
+            account = self._of(pending)
+            got[account] = got.get(account, 0) + 1
         for account, count in got.items():
             account.got.add(count, now)
         for name, count in rows.items():

@@ -81,14 +81,24 @@ class Plan(NamedTuple):
     """When the batch must start at the latest to meet the deadline of its first member."""
 
 
+def whole(queue: Ordered, rows: int, bounds: Sequence[float], now: float) -> Plan | None:
+    """Regime 1, which needs no outlook: all `rows` rows of a lane that is not empty; None when it does not apply."""
+    if rows >= len(bounds):
+        return None
+    latest_start = queue.first()[0] - bounds[rows]
+    return Plan(0, rows, latest_start) if latest_start >= now else None
+
+
 def choose(queue: Ordered, rows: int, view: Outlook) -> Plan:
     """The plan for a lane that is not empty, holds that many rows, and whose hopeless heads have been shed."""
+    if (everybody := whole(queue, rows, view.bounds, view.now)) is not None:
+        return everybody
     head = queue.first()[0]
     reach = min(rows, view.survivable(head - view.now))
     if reach < 1:  # the estimate is not trusted, or the caller did not shed
         return Plan(0, 1, head - view.bounds[1])
     crowd = _Crowd(queue, rows)
-    if reach == rows or (_keeps_up(reach, view) and drains(queue, crowd.per, view)):
+    if _keeps_up(reach, view) and drains(queue, crowd.per, view):
         return Plan(0, reach, head - view.bounds[reach])
     largest = crowd.largest(view.now, view)
     if view.share < 1.0 or view.alike or view.demand > _CROWDED * view.best_rate:

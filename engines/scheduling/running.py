@@ -53,6 +53,8 @@ class Running:
 
     def note_idle_engine(self) -> None:
         """An engine asks for work: at most the others are busy, though a report may still be on its way."""
+        if len(self._executions) < self.engines:
+            return
         busy = sorted((one for one in self._executions.values() if not one.ended), key=lambda one: one.ends)
         for execution in busy[: max(0, len(busy) - self.engines + 1)]:
             execution.ended = True
