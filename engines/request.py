@@ -48,7 +48,7 @@ class InferRequest:
     """Who asks, where callers are to have equal shares in overload."""
     id: str = ""
     trace: str = ""
-    """W3C traceparent of the caller, or empty."""
+    """W3C traceparent of the caller, and its tracestate after a space where it has one; or empty."""
     parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
 
 

@@ -76,7 +76,7 @@ class ModelOpener:
         )
         cache = None
         if cache_options is not None and self._store.serves(cache_options):
-            cache = CachedInference(local, spec, self._store, cache_options)
+            cache = CachedInference(local, spec, self._store, cache_options, self._telemetry.tracer.note)
             meter.cache_misses = functools.partial(_misses, cache)
         return ServedModel(
             spec=spec,

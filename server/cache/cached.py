@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from engines.inference import Inference
 from engines.request import InferRequest, InferResponse, Origin
@@ -16,6 +18,12 @@ from server.cache.flight import Flights
 from server.cache.key import Key, Keys, cacheable
 from server.cache.memory import Outputs
 from server.cache.store import CacheOptions, Store
+
+Attributes: TypeAlias = Mapping[str, str | int | float | bool]
+Note: TypeAlias = Callable[[InferRequest, str, float, float, Attributes], None]
+"""Takes a request, what was done for it, from when to when on the event loop's clock, and attributes of that."""
+
+_REDIS: Final[Attributes] = {"db.system.name": "redis"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +53,13 @@ class CacheStatistics:
 class CachedInference:
     """An Inference that remembers the answers of another."""
 
-    def __init__(self, inner: Inference, spec: ModelSpec, store: Store, options: CacheOptions) -> None:
-        """Raises ValueError when the spec has no digest."""
+    def __init__(
+        self, inner: Inference, spec: ModelSpec, store: Store, options: CacheOptions, note: Note = lambda *_: None
+    ) -> None:
+        """Raises ValueError when the spec has no digest. `note` is told what traced requests wait for."""
         self.spec = spec
         self._inner = inner
+        self._note = note
         self._store = store
         self._options = options
         self._redis = store.shared(options)
@@ -71,19 +82,21 @@ class CachedInference:
         if not _cacheable(request):
             self._bypassed += 1
             return await self._inner.infer(request)
-        started = time.perf_counter()
+        started = time.monotonic()
         key = self._keys.key(request)
         outputs = self._store.get_nowait(key, asyncio.get_running_loop().time())
+        now = time.monotonic()
+        if request.trace:
+            self._note(request, "cache", started, now, {"kairos.cache.hit": outputs is not None})
         if outputs is not None:
             self._memory_hits += 1
-            response = self._answer(request, outputs)
-            self._hit_s += time.perf_counter() - started
-            return response
-        self._miss_s += time.perf_counter() - started
+            self._hit_s += now - started
+            return self._answer(request, outputs)
+        self._miss_s += now - started
         return await self._miss(key, request)
 
     async def _miss(self, key: Key, request: InferRequest) -> InferResponse:
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
             if self._options.share_executions:
                 response = await self._flights.join(key, request)
@@ -95,9 +108,11 @@ class CachedInference:
         match response.origin:
             case Origin.CACHE:
                 self._redis_hits += 1
-                self._hit_s += time.perf_counter() - started
+                self._hit_s += time.monotonic() - started
             case Origin.SHARED:
                 self._shared += 1
+                if request.trace:
+                    self._note(request, "cache.wait_for_identical", started, time.monotonic(), {})
             case Origin.ENGINE:
                 self._misses += 1
         return response
@@ -115,17 +130,24 @@ class CachedInference:
         if self._redis is None:
             return None
         loop = asyncio.get_running_loop()
-        started = time.perf_counter()
+        started = time.monotonic()
         model = self.spec.name
         stored = await self._redis.look_up(model, key, request.deadline - loop.time())
+        if request.trace:
+            told = {**_REDIS, "db.operation.name": "MGET", "kairos.cache.hit": stored is not None}
+            self._note(request, "redis MGET", started, time.monotonic(), told)
         if stored is None and self._options.lease_s > 0.0:
+            asked = time.monotonic()
             lease = await self._redis.lease(model, key, request.deadline - loop.time(), self._options.lease_s)
+            if request.trace:
+                told = {**_REDIS, "kairos.cache.hit": not isinstance(lease, bool)}
+                self._note(request, "redis lease", asked, time.monotonic(), told)
             if lease is True:
                 self._leased.add(key)
             elif lease is not False:
                 stored = lease
         if stored is None:
-            self._miss_s += time.perf_counter() - started
+            self._miss_s += time.monotonic() - started
             return None
         self._store.promote(model, key, stored, self._options, loop.time())
         return self._answer(request, stored.outputs)
@@ -133,13 +155,13 @@ class CachedInference:
     async def _run(self, key: Key, request: InferRequest) -> InferResponse:
         try:
             response = await self._inner.infer(request)
-            started = time.perf_counter()
+            started = time.monotonic()
             leased = key in self._leased
             self._leased.discard(key)
             now = asyncio.get_running_loop().time()
             kept = self._store.put_nowait(self.spec.name, key, response.outputs, self._options, now, leased=leased)
             self._too_large += not kept
-            self._miss_s += time.perf_counter() - started
+            self._miss_s += time.monotonic() - started
             return response
         finally:
             if key in self._leased and self._redis is not None:

@@ -24,9 +24,13 @@ class TraceParent(NamedTuple):
     span_id: str
     """16 hexadecimal digits."""
     sampled: bool
+    state: str = ""
+    """What tracing systems on the way have added (tracestate)."""
 
 
 def read_traceparent(text: str) -> TraceParent | None:
-    """What a W3C traceparent says; None when it is none."""
+    """What a W3C traceparent says, and the tracestate that may follow after a space; None when it is none."""
     found = _TRACEPARENT.match(text)
-    return None if found is None else TraceParent(found[1], found[2], bool(int(found[3], 16) & 1))
+    if found is None:
+        return None
+    return TraceParent(found[1], found[2], bool(int(found[3], 16) & 1), text.partition(" ")[2])

@@ -19,13 +19,14 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from engines.request import InferRequest, InferResponse, Origin
 from engines.scheduling.report import BatchReport
 from server.telemetry.context import METHOD, TraceParent, read_traceparent
+from server.telemetry.traces import Step
 
-Attributes: TypeAlias = dict[str, str | int | float]
+Attributes: TypeAlias = dict[str, str | int | float | bool]
 
 SERVICE: Final = "inference.GRPCInferenceService"
 SCOPE: Final = InstrumentationScope("kairos")
@@ -54,7 +55,8 @@ class SpanTrace:
         self._epoch_s = time.time() - time.monotonic()
         self._parent = read_traceparent(request.trace)
         trace_id = f"{owner.number(128):032x}" if self._parent is None else self._parent.trace_id
-        self._span = TraceParent(trace_id, f"{owner.number(64):016x}", sampled=True)
+        state = "" if self._parent is None else self._parent.state
+        self._span = TraceParent(trace_id, f"{owner.number(64):016x}", sampled=True, state=state)
         self.request = replace(request, trace=f"00-{trace_id}-{self._span.span_id}-01")
         self.batch: Attributes = {}
         """What is known of the batch that it runs in."""
@@ -123,11 +125,18 @@ class SpanTrace:
             status=status,
         )
 
-    def _child(self, name: str, began: float, ended: float, attributes: Attributes) -> None:
-        own = SpanContext(int(self._span.trace_id, 16), self._owner.number(64), is_remote=False, trace_flags=SAMPLED)
-        links = () if name == "queue" or self.batch_context is None else (Link(self.batch_context),)
+    def note(self, step: Step) -> None:
+        """A layer below has done something; what was asked of another system is a client's span."""
+        kind = SpanKind.CLIENT if "db.system.name" in step.attributes else SpanKind.INTERNAL
+        self._child(step.name, step.began, step.ended, dict(step.attributes), kind)
+
+    def _child(
+        self, name: str, began: float, ended: float, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL
+    ) -> None:
+        own = _context(self._span._replace(span_id=f"{self._owner.number(64):016x}"))
+        links = () if name != "execute" or self.batch_context is None else (Link(self.batch_context),)
         times = self._nanoseconds(began, ended)
-        self._owner.emit(name, own, times, attributes, parent=self.context, links=links)
+        self._owner.emit(name, own, times, attributes, parent=self.context, links=links, kind=kind)
 
     def _nanoseconds(self, began: float, ended: float) -> tuple[int, int]:
         return round((self._epoch_s + began) * 1e9), round((self._epoch_s + ended) * 1e9)
@@ -163,6 +172,11 @@ class SpanMaker:
     def ended(self, trace: SpanTrace) -> None:
         """The request has its answer."""
         self._open.pop(trace.request.trace, None)
+
+    def note(self, request: InferRequest, step: Step) -> None:
+        """See Tracer.note."""
+        if (trace := self._open.get(request.trace)) is not None:
+            trace.note(step)
 
     def batch(self, report: BatchReport) -> None:
         """A batch has run, and its members have not been told yet."""
@@ -232,4 +246,5 @@ def _resource(ours: Mapping[str, str]) -> Resource:
 
 
 def _context(place: TraceParent, *, is_remote: bool = False) -> SpanContext:
-    return SpanContext(int(place.trace_id, 16), int(place.span_id, 16), is_remote, SAMPLED)
+    state = TraceState.from_header([place.state]) if place.state else None
+    return SpanContext(int(place.trace_id, 16), int(place.span_id, 16), is_remote, SAMPLED, state)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from engines.errors import InvalidRequest
+from engines.errors import InferError, InvalidRequest
 from engines.request import InferRequest, InferResponse
 from engines.scheduling.report import BatchReport
 from server.telemetry.context import read_traceparent
+from server.telemetry.meter import outcome_of
 from server.telemetry.tracefiles import FileTrace, TraceFiles
 
 LEVELS: Final = ("OFF", "TIMESTAMPS")
@@ -40,11 +41,24 @@ class Trace(Protocol):
     def failed(self, error: BaseException, outcome: str, now: float) -> None: ...
 
 
+Attributes: TypeAlias = Mapping[str, str | int | float | bool]
+
+
+class Step(NamedTuple):
+    """Something that was done for a request; times are seconds on the event loop's clock."""
+
+    name: str
+    began: float
+    ended: float
+    attributes: Attributes
+
+
 class Spans(Protocol):
     """Makes OpenTelemetry spans of requests and batches."""
 
     def begin(self, request: InferRequest, began: float) -> Trace: ...
     def batch(self, report: BatchReport) -> None: ...
+    def note(self, request: InferRequest, step: Step) -> None: ...
     def close(self) -> None: ...
 
 
@@ -175,6 +189,16 @@ class Tracer:
         if options.log_frequency:
             file = file.with_name(f"{file.name}.{(scope.begun - 1) // options.log_frequency}")
         return FileTrace(request, now, partial(self._files.write, file))
+
+    def refused(self, request: InferRequest, error: InferError, now: float) -> None:
+        """A request was turned away before it reached a model; as much of it as is known."""
+        if (trace := self.begin(request, now)) is not None:
+            trace.failed(error, outcome_of(error), now)
+
+    def note(self, request: InferRequest, name: str, began: float, ended: float, attributes: Attributes) -> None:
+        """A layer has done something for a request; if that is traced, it gets a span below the request's."""
+        if self._spans is not None:
+            self._spans.note(request, Step(name, began, ended, attributes))
 
     def observe(self, report: BatchReport) -> None:
         """A batch has run; those of its members that are traced get a span for it."""

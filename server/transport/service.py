@@ -95,13 +95,21 @@ class Settings(Protocol):
     def current(self, model: str = "") -> Mapping[str, Any]: ...
 
 
+class Tracer(Settings, Protocol):
+    """Traces requests, with settings of its own."""
+
+    @property
+    def sampling(self) -> bool: ...
+    def refused(self, request: InferRequest, error: InferError, now: float) -> None: ...
+
+
 class Telemetry(Protocol):
     """What the service tells, and whose settings RPCs change."""
 
     @property
     def unrouted(self) -> UnroutedMeter: ...
     @property
-    def tracer(self) -> Settings: ...
+    def tracer(self) -> Tracer: ...
 
 
 class Lifecycle(Protocol):
@@ -241,12 +249,14 @@ class InferenceService(GRPCInferenceServiceServicer):
             borrowed = self._models.borrow(request.model_name, request.model_version)
         except InferError as error:
             self._unrouted.refused(error)
+            self._trace_refused(request, context, error)
             raise
         with borrowed as model:
             try:
                 asked, plans, batched = self._read(request, context, model)
-            except InferError:
+            except InferError as error:
                 model.meter.invalid()
+                self._trace_refused(request, context, error)
                 raise
             response = await model.inference.infer(asked)
             message = write_response(response, plans, model.outputs, batched=batched)
@@ -276,6 +286,24 @@ class InferenceService(GRPCInferenceServiceServicer):
             parameters=parameters,
         )
         return asked, plans, spec.batched
+
+    def _trace_refused(self, request: pb.ModelInferRequest, context: Call, error: InferError) -> None:
+        """Those who never reach a model's stack are traced all the same."""
+        if self._traces.sampling:
+            version = request.model_version
+            self._traces.refused(
+                InferRequest(
+                    model=request.model_name,
+                    version=int(version) if version.isdecimal() else 0,
+                    inputs=(),
+                    wanted=(),
+                    rows=0,
+                    id=request.id,
+                    trace=_trace(context),
+                ),
+                error,
+                asyncio.get_running_loop().time(),
+            )
 
     # ---- health and metadata
 
@@ -487,10 +515,14 @@ def _tenant(context: Call, key: str) -> str:
 
 
 def _trace(context: Call) -> str:
+    """See InferRequest.trace."""
+    parent, states = "", []
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and isinstance(value, str):
-            return value
-    return ""
+            parent = value
+        elif key == "tracestate" and isinstance(value, str):
+            states.append(value)
+    return f"{parent} {','.join(states)}" if parent and states else parent
 
 
 def _overrides(request: pb.RepositoryModelLoadRequest) -> tuple[str | None, dict[str, bytes]]:

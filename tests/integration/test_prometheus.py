@@ -21,15 +21,13 @@ from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from tests.support import onnx_models
 from tests.support.monitoring import ALERTS, Prometheus, filled_in, names_in, panels, prometheus, rules
+from tests.support.redis_server import redis_server
 from tests.support.repositories import ONE_ENGINE
 from tests.support.servers import RunningServer, running_server, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-EMPTY = {
-    r"kairos_gpu_": "there is no GPU",
-    r"kairos_redis_": "the cache is in the process alone",
-}
+EMPTY = {r"kairos_gpu_": "there is no GPU"}
 """Metrics that may have no series here, and why."""
 
 RECORDED = [rule for rule in rules("*.yml") if "record" in rule]
@@ -131,7 +129,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
     with ExitStack() as stack:
-        server = stack.enter_context(running_server(repository, faults=True, env=TRACE))
+        redis = stack.enter_context(redis_server(data))
+        server = stack.enter_context(running_server(repository, "--redis-url", redis.url, faults=True, env=TRACE))
         seen = stack.enter_context(prometheus(data, urllib.parse.urlsplit(server.metrics_url).netloc))
         wait_until(lambda: seen.query("count_over_time(kairos_serving[1m]) >= 2"), "two scrapes")
         load = Load(server.url, server.metrics_url)

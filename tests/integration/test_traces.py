@@ -21,6 +21,7 @@ from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from tests.support import onnx_models
 from tests.support.collector import collecting
+from tests.support.redis_server import redis_server
 from tests.support.repositories import ONE_ENGINE
 from tests.support.servers import running_server
 
@@ -167,3 +168,61 @@ def test_a_lines_trace_is_its_requests(repository: Path) -> None:
         call(server.url, [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")])
     line = server.wait_for("request in_deadline after").string
     assert f"[{MODEL}:1 request=0 trace=0af7651916cd43dd8448eb211c80319c]" in line
+
+
+def test_what_a_request_waits_for_at_the_caches_is_in_its_trace(tmp_path: Path) -> None:
+    cached = f"max_batch_size: 8\nresponse_cache {{ enable: true }}\n{ONE_ENGINE}"
+    onnx_models.write(tmp_path / "models", MODEL, config=cached)
+    with collecting("grpc") as collector, redis_server(tmp_path) as redis:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_TRACES_SAMPLER": "always_on",
+        }
+        flags = ("--redis-url", redis.url, "--redis-budget-ms", "1000")
+        with running_server(tmp_path / "models", *flags, env=environment) as server:
+            call(server.url)
+            call(server.url)
+        spans = by_name(collector.wait_for(2 + 2 + 1 + 2 + 1))
+    missed, hit = sorted(spans[SERVER], key=lambda span: span.start_time_unix_nano)
+    look_ups = {span.parent_span_id: _told(span) for span in spans["cache"]}
+    assert look_ups == {missed.span_id: {"kairos.cache.hit": False}, hit.span_id: {"kairos.cache.hit": True}}
+    (asked,) = spans["redis MGET"]
+    assert asked.parent_span_id == missed.span_id
+    assert asked.kind == Span.SPAN_KIND_CLIENT
+    assert _told(asked) == {"db.system.name": "redis", "db.operation.name": "MGET", "kairos.cache.hit": False}
+    assert {span.parent_span_id for span in (*spans["queue"], *spans["execute"])} == {missed.span_id}
+
+
+def test_who_is_turned_away_at_the_door_is_traced_with_the_callers_state(repository: Path) -> None:
+    async def refused(url: str) -> list[grpc.StatusCode]:
+        unknown, wrong = message("1"), message("2")
+        unknown.model_name = "nobody"
+        wrong.inputs[0].datatype = "INT8"
+        metadata = [("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"), ("tracestate", "vendor=1,other=2")]
+        codes = []
+        async with grpc.aio.insecure_channel(url) as channel:
+            stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+            for asked in (unknown, wrong):
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await stub.ModelInfer(asked, timeout=30, metadata=metadata)
+                codes.append(error.value.code())
+        return codes
+
+    with collecting("grpc") as collector:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        with running_server(repository, env=environment) as server:
+            codes = asyncio.run(refused(server.url))
+        spans = by_name(collector.wait_for(2))[SERVER]
+    assert codes == [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT]
+    told = {str(_told(span)["kairos.request_id"]): span for span in spans}
+    assert _told(told["1"])["kairos.model"] == "nobody"
+    assert [_told(told[name])["rpc.grpc.status_code"] for name in ("1", "2")] == [5, 3]
+    assert {(span.trace_id.hex(), span.parent_span_id.hex(), span.trace_state) for span in spans} == {
+        ("ab" * 16, "cd" * 8, "vendor=1,other=2")
+    }
+
+
+def _told(span: Span) -> dict[str, object]:
+    """Its attributes."""
+    return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in span.attributes}

@@ -61,9 +61,10 @@ def test_what_is_no_traceparent_is_ignored(text: str) -> None:
 
 
 def test_a_traceparent_is_read() -> None:
-    assert read_traceparent(PARENT) == (PARENT_TRACE, PARENT_SPAN, True)
-    assert read_traceparent(UNSAMPLED) == (PARENT_TRACE, PARENT_SPAN, False)
-    assert read_traceparent(PARENT.replace("00-", "01-", 1) + "-of-the-future") == (PARENT_TRACE, PARENT_SPAN, True)
+    assert read_traceparent(PARENT) == (PARENT_TRACE, PARENT_SPAN, True, "")
+    assert read_traceparent(UNSAMPLED) == (PARENT_TRACE, PARENT_SPAN, False, "")
+    assert read_traceparent(f"{PARENT} a=1,b=2") == (PARENT_TRACE, PARENT_SPAN, True, "a=1,b=2")
+    assert read_traceparent(PARENT.replace("00-", "01-", 1) + "-of-the-future") == read_traceparent(PARENT)
 
 
 def test_nothing_is_traced_unless_somebody_asks_for_it() -> None:
