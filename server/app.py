@@ -19,6 +19,7 @@ from prometheus_client.core import Metric
 from engines.errors import InferError, LoadFailed
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
+from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
@@ -36,6 +37,7 @@ from server.transport import cache as cache_service
 from server.transport import traffic
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
+from server.transport.recall import Recall, Replacing
 from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
 from server.transport.service import InferenceService, ServiceOptions
@@ -204,7 +206,11 @@ class Server:
     def _register(self, server: Any, service: InferenceService) -> None:  # noqa: ANN401  (either transport)
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
-        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        inference = server
+        if memory := self.options.cache.memory.size_bytes:
+            recall = Recall(service, self.models, self.telemetry.tracer, int(memory * replies.SHARE))
+            inference = Replacing(server, recall.handler())
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, inference)  # type: ignore[no-untyped-call]
         cache_pb2_grpc.add_CacheServicer_to_server(cache_service.CacheService(self.store, self.models), server)  # type: ignore[no-untyped-call]
         arrivals = traffic.TrafficService(self.models, self.lifecycle, self.options.service.status_codes)
         traffic_pb2_grpc.add_TrafficServicer_to_server(arrivals, server)  # type: ignore[no-untyped-call]

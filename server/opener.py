@@ -87,6 +87,7 @@ class ModelOpener:
             meter=meter,
             engines=local,
             cache=cache,
+            recalls=None if self._telemetry.sees_each else cache,
         )
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:

@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from engines.inference import Inference
 from engines.request import InferRequest, InferResponse, Origin
 from engines.spec import ModelSpec
 from server.cache.flight import Flights
 from server.cache.key import Key, Keys, cacheable
-from server.cache.memory import Outputs
+from server.cache.memory import Entry, Outputs
 from server.cache.store import CacheOptions, Store
 
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
@@ -24,6 +24,13 @@ Note: TypeAlias = Callable[[InferRequest, str, float, float, Attributes], None]
 """Takes a request, what was done for it, from when to when on the event loop's clock, and attributes of that."""
 
 _REDIS: Final[Attributes] = {"db.system.name": "redis"}
+
+
+class Remembered(NamedTuple):
+    """An answer in memory: `entry` is the very object that the store held when it was looked up."""
+
+    key: Key
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,20 @@ class CachedInference:
             case Origin.ENGINE:
                 self._misses += 1
         return response
+
+    def remembered(self, request: InferRequest) -> Remembered | None:
+        """Where the answer to a request is in memory, if it is."""
+        key = self._keys.key(request)
+        entry = self._store.use_nowait(key, asyncio.get_running_loop().time())
+        return None if entry is None else Remembered(key, entry)
+
+    def recall(self, remembered: Remembered, began: float, now: float) -> bool:
+        """Whether that answer still stands; if so, it is counted as a hit of a request that began then."""
+        if self._store.use_nowait(remembered.key, now) is not remembered.entry:
+            return False
+        self._memory_hits += 1
+        self._hit_s += now - began
+        return True
 
     def statistics(self) -> CacheStatistics:
         """A snapshot."""

@@ -55,7 +55,7 @@ class MemoryStatistics:
     """Found past their time when asked for."""
 
 
-_Entry: TypeAlias = tuple[float, int, str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]
+Entry: TypeAlias = tuple[float, int, str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]
 """Expiry, size, owner, and of each tensor name, label of the type, shape and bytes.
 
 Plain tuples of plain values, since the garbage collector stops looking at those: objects in their place would make it
@@ -82,8 +82,8 @@ class MemoryStore:
     def __init__(self, options: MemoryOptions) -> None:
         self._limit = options.size_bytes
         self._small_limit = int(options.size_bytes * _SMALL_SHARE)
-        self._small: OrderedDict[Key, _Entry] = OrderedDict()
-        self._main: OrderedDict[Key, _Entry] = OrderedDict()
+        self._small: OrderedDict[Key, Entry] = OrderedDict()
+        self._main: OrderedDict[Key, Entry] = OrderedDict()
         self._uses: dict[Key, int] = {}
         """Since it came or was last spared; one for each entry of both queues."""
         self._ghosts: OrderedDict[Key, None] = OrderedDict()
@@ -97,18 +97,24 @@ class MemoryStore:
 
     def get(self, key: Key, now: float) -> Outputs | None:
         """What was put under this key, unless it has expired or left."""
+        entry = self.use(key, now)
+        if entry is None:
+            return None
+        return tuple([Tensor(name, BY_LABEL[label], shape, data) for name, label, shape, data in entry[3]])
+
+    def use(self, key: Key, now: float) -> Entry | None:
+        """As `get`, but the entry itself: while it is the same object, so is the answer."""
         uses = self._uses.get(key)
         if uses is None:
             return None
         entry = self._main.get(key) or self._small[key]
-        expires, _, _, tensors = entry
-        if expires <= now:
+        if entry[0] <= now:
             self._remove(key)
             self._expirations += 1
             return None
         if uses < _MAX_USES:
             self._uses[key] = uses + 1
-        return tuple([Tensor(name, BY_LABEL[label], shape, data) for name, label, shape, data in tensors])
+        return entry
 
     def put(self, key: Key, owner: str, outputs: Outputs, size: int, expires: float) -> bool:
         """Keep it for `owner`, a model's name, until `expires`; False when it is larger than the whole store.

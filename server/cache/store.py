@@ -12,8 +12,18 @@ from typing import Final
 
 from server.cache.connect import connect
 from server.cache.key import Key
-from server.cache.memory import MemoryOptions, MemoryStatistics, MemoryStore, Outputs, bookkeeping_of, own, size_of
+from server.cache.memory import (
+    Entry,
+    MemoryOptions,
+    MemoryStatistics,
+    MemoryStore,
+    Outputs,
+    bookkeeping_of,
+    own,
+    size_of,
+)
 from server.cache.redis import RedisOptions, RedisStatistics, RedisStore, Stored
+from server.cache.replies import SHARE
 
 NO_SECRET: Final = b"kairos"
 """Well known: keys are as hard to collide as with a secret, but anyone who can write to Redis can forge values."""
@@ -46,7 +56,7 @@ class StoreOptions:
     """What a server keeps answers in."""
 
     memory: MemoryOptions = field(default_factory=MemoryOptions)
-    """With `size_bytes` 0 nothing is kept in memory."""
+    """With `size_bytes` 0 nothing is kept in memory. An eighth is for whole replies, see replies.py."""
     redis: RedisOptions | None = None
     secret: bytes = b""
     """Shared by all who share a Redis, and by nobody else: then keys cannot be guessed, nor values forged."""
@@ -98,6 +108,10 @@ class Store:
     def get_nowait(self, key: Key, now: float) -> Outputs | None:
         """From memory."""
         return None if self._memory is None else self._memory.get(key, now)
+
+    def use_nowait(self, key: Key, now: float) -> Entry | None:
+        """As `get_nowait`; see MemoryStore.use."""
+        return None if self._memory is None else self._memory.use(key, now)
 
     def promote(self, model: str, key: Key, stored: Stored, options: CacheOptions, now: float) -> None:
         """Keep in memory what was found in Redis, for as long as it still has there."""
@@ -152,7 +166,8 @@ class Store:
 
 def open_store(options: StoreOptions, runtime: str) -> Store:
     """The levels that the options ask for; connects to nothing yet. Raises ValueError for a bad URL of Redis."""
-    memory = MemoryStore(options.memory) if options.memory.size_bytes else None
+    size = options.memory.size_bytes
+    memory = MemoryStore(MemoryOptions(size_bytes=int(size * (1 - SHARE)))) if size else None
     if options.redis is None:
         # Nobody shares these keys, so nobody needs to be able to make them.
         return Store(memory, None, options.secret or secrets.token_bytes(32), runtime)

@@ -39,6 +39,11 @@ class Telemetry:
         self._lag = LoopLag()
         self._stop_exporter: Callable[[], None] = lambda: None
 
+    @property
+    def sees_each(self) -> bool:
+        """Whether each request has to come by, not only be counted."""
+        return self._access_rate > 0
+
     def around(self, model: Inference, meter: ModelMeter) -> Inference:
         """The layer that sees what becomes of a model's requests."""
         return MeteredInference(model, meter, self.tracer, AccessLog(self._access_rate))

@@ -151,22 +151,28 @@ class ModelMeter:
 
     def answered(self, request: InferRequest, response: InferResponse, seconds: float, now: float) -> None:
         """A request was answered after `seconds`."""
-        deadline = request.deadline
-        bounded = deadline < _NEVER
-        self.outcomes[_IN_DEADLINE if now <= deadline else _LATE] += 1
-        self.request.add(seconds)
-        if bounded:
-            self.slack_at_reply.add(deadline - now)
-        origin = response.origin
-        self.origins[origin] += 1
+        deadline, origin = request.deadline, response.origin
         if origin is not _ENGINE:
-            self.remembered.add(seconds)
+            self.remembered_answer(deadline, origin, seconds, now)
             return
+        self._answered(deadline, origin, seconds, now)
         queue_s = response.timings.queue_s
         self.queue.add(queue_s)
-        if bounded:
+        if deadline < _NEVER:
             self.slack_at_dispatch.add(deadline - now + seconds - queue_s)
         self.counters.inferences += request.rows
+
+    def remembered_answer(self, deadline: float, origin: Origin, seconds: float, now: float) -> None:
+        """A request was answered after `seconds` without an engine."""
+        self._answered(deadline, origin, seconds, now)
+        self.remembered.add(seconds)
+
+    def _answered(self, deadline: float, origin: Origin, seconds: float, now: float) -> None:
+        self.outcomes[_IN_DEADLINE if now <= deadline else _LATE] += 1
+        self.request.add(seconds)
+        if deadline < _NEVER:
+            self.slack_at_reply.add(deadline - now)
+        self.origins[origin] += 1
 
     def exemplify(self, response: InferResponse, trace_id: str, seconds: float) -> None:
         """Let the histograms point to the trace of a request that `answered` has counted."""

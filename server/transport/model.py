@@ -53,6 +53,8 @@ class ServedModel:
     engines: Engines
     cache: CachedInference | None = None
     """The layer of the stack that remembers answers, where there is one."""
+    recalls: CachedInference | None = None
+    """The same, where nothing above it has to see each request: whole answers may then be repeated."""
     checker: RequestChecker = field(init=False)
     outputs: Mapping[str, TensorSpec] = field(init=False)
 

@@ -9,13 +9,13 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 from google.protobuf import json_format
 from grpc import StatusCode
 
 from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Unsupported
-from engines.request import InferRequest
+from engines.request import InferRequest, Origin
 from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
@@ -136,6 +136,15 @@ class ServiceOptions:
     """Metadata key that says which tenant a call is for; in overload, tenants get equal shares. Empty: all are one."""
 
 
+class Answer(NamedTuple):
+    """What ModelInfer answers, and how it came about."""
+
+    message: pb.ModelInferResponse
+    model: ServedModel
+    asked: InferRequest
+    origin: Origin
+
+
 _Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None]"
 """Of one stream, in the order of its requests; None at the end."""
 
@@ -242,7 +251,16 @@ class InferenceService(GRPCInferenceServiceServicer):
         await asyncio.wait((reader,))
         await answers.put(None)
 
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._lifecycle.draining
+
     async def _infer(self, request: pb.ModelInferRequest, context: Call) -> pb.ModelInferResponse:
+        return (await self.answer(request, context)).message
+
+    async def answer(self, request: pb.ModelInferRequest, context: Call) -> Answer:
+        """Answer one request, or raise what stands in the way."""
         try:
             if self._lifecycle.draining:
                 raise Draining(GOING_AWAY)
@@ -262,7 +280,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             message = write_response(response, plans, model.outputs, batched=batched)
             if asked.parameters and asked.parameters.get(ORIGIN):
                 message.parameters[ORIGIN].string_param = response.origin.value
-            return message
+            return Answer(message, model, asked, response.origin)
 
     def _read(
         self, request: pb.ModelInferRequest, context: Call, model: ServedModel
