@@ -246,7 +246,7 @@ class LocalInference:
         scatter_s = self._loop.time() - cut_at
         for member, outputs in zip(batch.members, answers, strict=True):
             waiter: _Waiter = member.waiter
-            timings = Timings(started - member.arrived, outcome.gather_s, outcome.execute_s, scatter_s)
+            timings = Timings(started - member.arrived, outcome.gather_s, outcome.execute_s, scatter_s, batch.rows)
             response = InferResponse(
                 model=spec.name, version=spec.version, outputs=outputs, id=waiter.request.id, timings=timings
             )

@@ -60,6 +60,8 @@ class Timings:
     gather_s: float = 0.0
     execute_s: float = 0.0
     scatter_s: float = 0.0
+    batch_rows: int = 1
+    """Rows of the batch that it ran in; those phases were the whole batch's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

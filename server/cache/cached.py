@@ -18,6 +18,7 @@ from server.cache.flight import Flights
 from server.cache.key import Key, Keys, cacheable
 from server.cache.memory import Entry, Outputs
 from server.cache.store import CacheOptions, Store
+from server.cache.worth import Worth
 
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
 Note: TypeAlias = Callable[[InferRequest, str, float, float, Attributes], None]
@@ -45,6 +46,8 @@ class CacheStatistics:
     """Answered by the execution of an identical request that was in flight."""
     bypassed: int
     """Not looked for: at the caller's wish, or because the request cannot be cached."""
+    aside: int
+    """Not looked for, since the cache does not pay for this model at present: see worth.py."""
     failed: int
     """Ended with an error or left, neither hit nor answered."""
     too_large: int
@@ -71,10 +74,11 @@ class CachedInference:
         self._options = options
         self._redis = store.shared(options)
         self._keys = Keys(spec, store.secret, store.runtime)
+        self._worth = None if options.always else Worth()
         self._flights = Flights(self._run, None if self._redis is None else self._find)
         self._leased: set[Key] = set()
         self._memory_hits = self._redis_hits = self._misses = self._shared = 0
-        self._bypassed = self._failed = self._too_large = 0
+        self._bypassed = self._aside = self._failed = self._too_large = 0
         self._hit_s = self._miss_s = 0.0
 
     def __repr__(self) -> str:
@@ -89,6 +93,9 @@ class CachedInference:
         if not _cacheable(request):
             self._bypassed += 1
             return await self._inner.infer(request)
+        if self._worth is not None and not self._worth.look():
+            self._aside += 1
+            return await self._inner.infer(request)
         started = time.monotonic()
         key = self._keys.key(request)
         outputs = self._store.get_nowait(key, asyncio.get_running_loop().time())
@@ -98,6 +105,8 @@ class CachedInference:
         if outputs is not None:
             self._memory_hits += 1
             self._hit_s += now - started
+            if self._worth is not None:
+                self._worth.hit()
             return self._answer(request, outputs)
         self._miss_s += now - started
         return await self._miss(key, request)
@@ -122,7 +131,16 @@ class CachedInference:
                     self._note(request, "cache.wait_for_identical", started, time.monotonic(), {})
             case Origin.ENGINE:
                 self._misses += 1
+        self._judge(request, response)
         return response
+
+    def _judge(self, request: InferRequest, response: InferResponse) -> None:
+        if self._worth is None:
+            return
+        if response.origin is Origin.ENGINE:
+            self._worth.miss(request.rows * response.timings.execute_s / response.timings.batch_rows)
+        else:
+            self._worth.hit()
 
     def remembered(self, request: InferRequest) -> Remembered | None:
         """Where the answer to a request is in memory, if it is."""
@@ -136,13 +154,15 @@ class CachedInference:
             return False
         self._memory_hits += 1
         self._hit_s += now - began
+        if self._worth is not None:
+            self._worth.hit()
         return True
 
     def statistics(self) -> CacheStatistics:
         """A snapshot."""
         return CacheStatistics(
             memory_hits=self._memory_hits, redis_hits=self._redis_hits, misses=self._misses, shared=self._shared,
-            bypassed=self._bypassed, failed=self._failed, too_large=self._too_large, in_flight=len(self._flights),
+            bypassed=self._bypassed, aside=self._aside, failed=self._failed, too_large=self._too_large, in_flight=len(self._flights),
             hit_s=self._hit_s, miss_s=self._miss_s,
         )  # fmt: skip
 

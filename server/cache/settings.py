@@ -29,5 +29,6 @@ def cache_options_of(config: ModelResponseCache) -> CacheOptions | None:
         memory=config.levels != ModelResponseCache.REDIS_ONLY,
         redis=config.levels != ModelResponseCache.MEMORY_ONLY,
         share_executions=not config.execute_each,
+        always=config.always,
         lease_s=config.lease_milliseconds / 1000,
     )

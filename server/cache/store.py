@@ -46,6 +46,8 @@ class CacheOptions:
     """Whether to use Redis, where the server has one."""
     share_executions: bool = True
     """Whether identical requests in flight share one execution."""
+    always: bool = False
+    """Whether to go on looking where it does not pay: for quick models whose requests do not repeat, see worth.py."""
     lease_s: float = 0.0
     """Redis only: how long one replica may keep others waiting for an answer that it computes. 0: each replica
     computes for itself. Not worth its extra round trip on each miss unless an execution takes tens of milliseconds."""

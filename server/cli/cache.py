@@ -40,11 +40,13 @@ def stats(url: str, model: str, timeout: float, as_json: bool) -> None:
         click.echo(json_format.MessageToJson(found, always_print_fields_with_no_presence=True))
         return
     console = Console(highlight=False)
-    table = Table("model", "version", "hit rate", "memory", "redis", "shared", "misses", "bypassed", "failed", box=None)
+    table = Table(
+        "model", "version", "hit rate", "memory", "redis", "shared", "misses", "bypassed", "aside", "failed", box=None
+    )
     for line in found.models:
         answered = line.memory_hits + line.redis_hits + line.shared + line.misses
         rate = f"{1 - line.misses / answered:.1%}" if answered else ""
-        counts = (line.memory_hits, line.redis_hits, line.shared, line.misses, line.bypassed, line.failed)
+        counts = (line.memory_hits, line.redis_hits, line.shared, line.misses, line.bypassed, line.aside, line.failed)
         table.add_row(line.name, line.version, rate, *map(str, counts))
     console.print(table if found.models else "no loaded model has response_cache { enable: true }")
     if found.HasField("memory"):

@@ -33,7 +33,7 @@ class CacheStatisticsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[CachedModel, _Mapping]]] = ..., memory: _Optional[_Union[MemoryLevel, _Mapping]] = ..., redis: _Optional[_Union[RedisLevel, _Mapping]] = ...) -> None: ...
 
 class CachedModel(_message.Message):
-    __slots__ = ("name", "version", "memory_hits", "redis_hits", "misses", "shared", "bypassed", "failed", "too_large")
+    __slots__ = ("name", "version", "memory_hits", "redis_hits", "misses", "shared", "bypassed", "failed", "too_large", "aside")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HITS_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class CachedModel(_message.Message):
     BYPASSED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     TOO_LARGE_FIELD_NUMBER: _ClassVar[int]
+    ASIDE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     memory_hits: int
@@ -52,7 +53,8 @@ class CachedModel(_message.Message):
     bypassed: int
     failed: int
     too_large: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., memory_hits: _Optional[int] = ..., redis_hits: _Optional[int] = ..., misses: _Optional[int] = ..., shared: _Optional[int] = ..., bypassed: _Optional[int] = ..., failed: _Optional[int] = ..., too_large: _Optional[int] = ...) -> None: ...
+    aside: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., memory_hits: _Optional[int] = ..., redis_hits: _Optional[int] = ..., misses: _Optional[int] = ..., shared: _Optional[int] = ..., bypassed: _Optional[int] = ..., failed: _Optional[int] = ..., too_large: _Optional[int] = ..., aside: _Optional[int] = ...) -> None: ...
 
 class MemoryLevel(_message.Message):
     __slots__ = ("entries", "size_bytes", "limit_bytes", "evictions", "expirations")

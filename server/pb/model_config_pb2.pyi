@@ -592,7 +592,7 @@ class ModelRepositoryAgents(_message.Message):
     def __init__(self, agents: _Optional[_Iterable[_Union[ModelRepositoryAgents.Agent, _Mapping]]] = ...) -> None: ...
 
 class ModelResponseCache(_message.Message):
-    __slots__ = ("enable", "time_to_live_seconds", "jitter_percent", "max_value_bytes", "levels", "execute_each", "lease_milliseconds")
+    __slots__ = ("enable", "time_to_live_seconds", "jitter_percent", "max_value_bytes", "levels", "execute_each", "lease_milliseconds", "always")
     class Levels(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ALL: _ClassVar[ModelResponseCache.Levels]
@@ -608,6 +608,7 @@ class ModelResponseCache(_message.Message):
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_EACH_FIELD_NUMBER: _ClassVar[int]
     LEASE_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    ALWAYS_FIELD_NUMBER: _ClassVar[int]
     enable: bool
     time_to_live_seconds: int
     jitter_percent: int
@@ -615,7 +616,8 @@ class ModelResponseCache(_message.Message):
     levels: ModelResponseCache.Levels
     execute_each: bool
     lease_milliseconds: int
-    def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ...) -> None: ...
+    always: bool
+    def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ..., always: _Optional[bool] = ...) -> None: ...
 
 class ModelMetrics(_message.Message):
     __slots__ = ("metric_control",)

@@ -26,6 +26,8 @@ class ModelCache(Protocol):
     @property
     def bypassed(self) -> int: ...
     @property
+    def aside(self) -> int: ...
+    @property
     def failed(self) -> int: ...
     @property
     def too_large(self) -> int: ...
@@ -44,7 +46,7 @@ class StoreStatistics(Protocol):
     def redis(self) -> Any: ...  # noqa: ANN401
 
 
-RESULTS: Final = ("memory_hits", "redis_hits", "misses", "shared", "bypassed", "failed")
+RESULTS: Final = ("memory_hits", "redis_hits", "misses", "shared", "bypassed", "aside", "failed")
 _LOOKUPS: Final = ("found", "absent", "late", "failed", "skipped")
 _WRITES: Final = ("written", "failed", "dropped")
 

@@ -60,7 +60,7 @@ def _model(model: ServedModel) -> pb.CachedModel:
     return pb.CachedModel(
         name=model.spec.name, version=str(model.spec.version),
         memory_hits=counted.memory_hits, redis_hits=counted.redis_hits, misses=counted.misses, shared=counted.shared,
-        bypassed=counted.bypassed, failed=counted.failed, too_large=counted.too_large,
+        bypassed=counted.bypassed, failed=counted.failed, too_large=counted.too_large, aside=counted.aside,
     )  # fmt: skip
 
 

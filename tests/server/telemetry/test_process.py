@@ -128,8 +128,8 @@ def test_the_transport_is_read_field_by_field() -> None:
 
 def test_a_cache_is_read_level_by_level() -> None:
     model = CacheStatistics(
-        memory_hits=5, redis_hits=4, misses=3, shared=2, bypassed=1, failed=0, too_large=6, in_flight=0, hit_s=0.5,
-        miss_s=0.25,
+        memory_hits=5, redis_hits=4, misses=3, shared=2, bypassed=1, aside=0, failed=0, too_large=6, in_flight=0,
+        hit_s=0.5, miss_s=0.25,
     )  # fmt: skip
     latencies = Latencies()
     for seconds in (0.0002, 0.0002, 0.9):
