@@ -90,6 +90,7 @@ HONOURED: Final = frozenset(
         "response_cache.max_value_bytes",
         "response_cache.levels",
         "response_cache.execute_each",
+        "response_cache.always",
         "response_cache.lease_milliseconds",
     }
 )

@@ -162,8 +162,8 @@ class CachedInference:
         """A snapshot."""
         return CacheStatistics(
             memory_hits=self._memory_hits, redis_hits=self._redis_hits, misses=self._misses, shared=self._shared,
-            bypassed=self._bypassed, aside=self._aside, failed=self._failed, too_large=self._too_large, in_flight=len(self._flights),
-            hit_s=self._hit_s, miss_s=self._miss_s,
+            bypassed=self._bypassed, aside=self._aside, failed=self._failed, too_large=self._too_large,
+            in_flight=len(self._flights), hit_s=self._hit_s, miss_s=self._miss_s,
         )  # fmt: skip
 
     async def _find(self, key: Key, request: InferRequest) -> InferResponse | None:

@@ -1,4 +1,4 @@
-"""Whether looking pays: the cache of a quick model whose requests do not repeat steps aside, and looks again now and then.
+"""Whether looking pays: the cache of a quick model whose requests do not repeat steps aside, and tries now and then.
 
 Rule: nothing here reads a clock. A model is worth looking for while its executions take `SLOW_S` or more, whatever the
 hits: a look-up then hardly shows. For a quicker one the first `WINDOW` requests decide, and each `WINDOW` after them.
