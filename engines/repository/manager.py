@@ -83,15 +83,20 @@ class RepositoryStatistics:
 
 
 class ModelManager(Generic[T]):
-    """See the module. `opener` brings a version up, warmed and ready to serve, or raises; `close` undoes it."""
+    """See the module. `opener` brings a version up, warmed and ready to serve, or raises; `close` undoes it.
+
+    `refresh` is called, in a thread, before each look at the folders: it brings those that are copies up to date.
+    """
 
     def __init__(
         self,
         options: RepositoryOptions,
         opener: Callable[[Definition], Awaitable[T]],
         clock: Callable[[], float] = time.perf_counter,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
         self._options = options
+        self._refresh_copies = refresh
         self._polls = options.mode is ControlMode.POLL
         self._tools = Tools(opener, self._announce, asyncio.Semaphore(options.max_concurrent_loads), clock)
         self._models: dict[str, ManagedModel[T]] = {}
@@ -181,7 +186,7 @@ class ModelManager(Generic[T]):
 
         Raises LoadFailed when a repository cannot be read, or a model that was named is in none of them.
         """
-        found = await asyncio.to_thread(scan, self._options.roots)
+        found = await asyncio.to_thread(self._look)
         for root, reason in found.unreadable.items():
             raise LoadFailed(f"failed to load models: the model repository '{root}' cannot be read: {reason}")
         self._last_scan = found
@@ -204,7 +209,7 @@ class ModelManager(Generic[T]):
 
     async def poll(self) -> None:
         """Look at the repositories, and bring what serves in line with what two looks in a row have seen."""
-        found = await asyncio.to_thread(scan, self._options.roots)
+        found = await asyncio.to_thread(self._look)
         if found.unreadable:
             log.warning("model repositories cannot be read, their models stay as they are: %s", found.unreadable)
             return
@@ -360,8 +365,13 @@ class ModelManager(Generic[T]):
         )
         return await model.apply(order)
 
+    def _look(self) -> Scan:
+        if self._refresh_copies is not None:
+            self._refresh_copies()
+        return scan(self._options.roots)
+
     def _find(self, name: str) -> Path:
-        found = scan(self._options.roots)
+        found = self._look()
         if name in found.models:
             return found.models[name].path
         raise LoadFailed(f"{_NOT_POLLED}: {found.problems.get(name, 'there is no such model')}")
