@@ -6,7 +6,7 @@ import asyncio
 import logging
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +19,7 @@ from prometheus_client.core import Metric
 from engines.errors import InferError, LoadFailed
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
+from engines.repository.sources.opening import SourceOptions, Sources
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
@@ -31,12 +32,14 @@ from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
 from server.telemetry.process import server_metrics
+from server.telemetry.sources import source_metrics
 from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import transport_metrics
 from server.transport import cache as cache_service
 from server.transport import traffic
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
+from server.transport.model import ServedModel
 from server.transport.recall import Recall, Replacing
 from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
@@ -61,6 +64,8 @@ class ServerOptions:
     """Everything that can be said about a server: only each component's own options."""
 
     repository: RepositoryOptions
+    sources: SourceOptions = field(default_factory=SourceOptions)
+    """Repositories that are no folders; those that are stand in `repository`."""
     listen: ListenOptions = field(default_factory=ListenOptions)
     service: ServiceOptions = field(default_factory=lambda: ServiceOptions(version=VERSION))
     logs: LogOptions = field(default_factory=LogOptions)
@@ -107,7 +112,9 @@ class Server:
         self.telemetry = Telemetry(options.traces, options.logs.access_rate, options.otel, self._code, VERSION)
         self.regions = SystemSharedMemory()
         self.store = open_store(options.cache, RUNTIME)
-        self.manager = ModelManager(options.repository, ModelOpener(self.telemetry, self.store, options.cache_dir))
+        self.sources = Sources(options.sources) if options.sources.uris else None
+        opener = ModelOpener(self.telemetry, self.store, options.cache_dir)
+        self.manager = manage(options.repository, opener, self.sources)
         self.models = ServedModels(self.manager)
         self._transport: Transport | None = None
 
@@ -143,6 +150,8 @@ class Server:
         """
         self.lifecycle.advance(Phase.DRAINING)
         self.health.close()
+        if self.sources is not None:
+            self.sources.stop()
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)
@@ -189,6 +198,8 @@ class Server:
             ),
             self._cache_metrics,
         ]
+        if (remote := self.sources) is not None:
+            sources.append(lambda: source_metrics(remote.statistics()))
         statistics = getattr(self._transport, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
             sources.append(lambda: transport_metrics(statistics()))
@@ -229,6 +240,13 @@ class Server:
     def _model_changed(self, name: str, version: int, state: State, reason: str) -> None:
         log.debug("%s:%d is %s %s", name, version, state.value, reason)
         self.health.set(name, self.manager.ready(name) and not self.lifecycle.draining)
+
+
+def manage(options: RepositoryOptions, opener: ModelOpener, sources: Sources | None) -> ModelManager[ServedModel]:
+    """A manager of folders, and of the folders that copy sources."""
+    if sources is None:
+        return ModelManager(options, opener)
+    return ModelManager(replace(options, roots=(*options.roots, *sources.roots)), opener, refresh=sources.sync)
 
 
 async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> bool:

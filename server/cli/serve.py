@@ -45,6 +45,7 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
 
     - `kairos serve --model-repository examples/models`
     - `kairos serve --model-repository /models --host 0.0.0.0 --model-control-mode poll`
+    - `kairos serve --model-repository s3://bucket/models --model-control-mode poll`
     - `KAIROS_GRPC_PORT=9001 kairos serve --config kairos.toml`
     """
     try:
@@ -71,6 +72,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
     """The settings, each in the options of the component that obeys it."""
     return ServerOptions(
         repository=models.repository_options(values),
+        sources=models.source_options(values),
         listen=listening.listen_options(values),
         service=protocol.service_options(values, VERSION),
         logs=telemetry.log_options(values),

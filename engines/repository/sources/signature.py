@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -123,19 +123,14 @@ def additions(config: pb.ModelConfig, graph: Graph, signed: Signature, *, sized:
         (config.output, added.output, graph.outputs),
     )
     for (given, target, nodes), specs in zip(sides, signed, strict=True):
-        _add({tensor.name for tensor in given}, target, nodes, specs, batched=batched)
+        listed = {tensor.name for tensor in given}
+        for spec in specs:
+            # What has no name can only be meant where there is one tensor to be meant.
+            name = spec.name or (nodes[0].name if len(nodes) == len(specs) == 1 else "")
+            if name and name not in listed and spec.dtype in _DTYPES:
+                target.add(name=name, data_type=_DTYPES[spec.dtype], dims=spec.shape[1:] if batched else spec.shape)
     return added
 
 
 def _batched(signed: Signature) -> bool:
     return all(spec.shape[:1] == (-1,) for side in signed for spec in side)
-
-
-def _add(given: set[str], target: Any, nodes: Sequence[GraphTensor], specs: Iterable[Signed], *, batched: bool) -> None:
-    specs = list(specs)
-    for spec in specs:
-        name = spec.name or (nodes[0].name if len(nodes) == len(specs) == 1 else "")
-        if not name or name in given or spec.dtype not in _DTYPES:
-            continue
-        dims = spec.shape[1:] if batched else spec.shape
-        target.add(name=name, data_type=_DTYPES[spec.dtype], dims=dims)

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import rich_click as click
 
+from engines.errors import LoadFailed
 from engines.repository.manager import ControlMode, RepositoryOptions
+from engines.repository.sources.opening import SourceOptions, check, is_remote
 from server.cli.settings import in_panel, settings
 
 declare: Final = in_panel("Models")
 
-_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SEPARATOR: Final = re.compile(r"(?<!^mlflow)(?<!:mlflow)(?<!:models):(?!//)")
+"""Between repositories in the environment: a colon, but none of a URI's own."""
+
+
+class Repository(click.Path):
+    """A folder that is there, as a Path, or the URI of a source, as text."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  (click's own signature)
+        if not is_remote(str(value)):
+            return super().convert(value, param, ctx)
+        try:
+            check(value)
+        except LoadFailed as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [part for part in _SEPARATOR.split(rv) if part]
 
 
 def default_cache_dir() -> Path:
@@ -29,10 +54,12 @@ def default_state_dir() -> Path:
 declared = settings(
     declare(
         "--model-repository",
-        type=_FOLDER,
+        type=Repository(),
+        metavar="FOLDER|URI",
         multiple=True,
         required=True,
-        help="Folder of models, as `NAME/VERSION/model.onnx`. May be given more than once.",
+        help="Folder of models, as `NAME/VERSION/model.onnx`; or `s3://`, `gs://` or `az://BUCKET/FOLDER`, or "
+        "`mlflow:models:/NAME@ALIAS`. May be given more than once.",
     ),
     declare(
         "--model-control-mode",
@@ -61,6 +88,30 @@ declared = settings(
         help="Folder for optimised graphs, so that the next start is quicker.",
     ),
     declare(
+        "--source-cache-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        show_default="sources in --cache-dir",
+        help="Folder for copies of models from `s3://` and the like. Servers may share it.",
+    ),
+    declare(
+        "--source-cache-gb",
+        default=20.0,
+        type=click.FloatRange(min=0),
+        help="Most that those copies take, in GiB. What a model uses stays beyond that.",
+    ),
+    declare(
+        "--source-parallel",
+        default=4,
+        type=click.IntRange(1, 64),
+        help="Files fetched from one source at the same time.",
+    ),
+    declare(
+        "--model-signing-key",
+        type=_FILE,
+        multiple=True,
+        help="Ed25519 public key as PEM. With any, versions from `s3://` and the like must be signed by one of them.",
+    ),
+    declare(
         "--state-dir",
         type=click.Path(file_okay=False, path_type=Path),
         default=default_state_dir,
@@ -73,8 +124,19 @@ declared = settings(
 def repository_options(values: dict[str, Any]) -> RepositoryOptions:
     """The settings of the model manager."""
     return RepositoryOptions(
-        roots=tuple(values["model_repository"]),
+        roots=tuple(repository for repository in values["model_repository"] if isinstance(repository, Path)),
         mode=ControlMode(values["model_control_mode"]),
         startup_models=tuple(values["load_model"]),
         poll_interval_s=values["repository_poll_secs"],
+    )
+
+
+def source_options(values: dict[str, Any]) -> SourceOptions:
+    """The settings of the repositories that are no folders here."""
+    return SourceOptions(
+        uris=tuple(repository for repository in values["model_repository"] if isinstance(repository, str)),
+        cache_dir=values["source_cache_dir"] or values["cache_dir"] / "sources",
+        cache_bytes=int(values["source_cache_gb"] * (1 << 30)),
+        signing_keys=tuple(values["model_signing_key"]),
+        parallel=values["source_parallel"],
     )
