@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -116,7 +116,8 @@ class Sources:
 class LoggedProgress:
     """A line when a file is whole, and some in between if it is large."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = log.info) -> None:
+        self._say = say
         self._said: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -128,4 +129,4 @@ class LoggedProgress:
                 return
             else:
                 self._said[name] = done
-        log.info("fetched %s: %d of %d bytes", name, done, total)
+        self._say(f"fetched {name}: {done} of {total} bytes")
