@@ -9,7 +9,6 @@ leaves in place what was there. A version that has gone from two listings in a r
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -98,6 +97,8 @@ class Mirror:
         """A repository as the layout has it."""
         self._before: Listing | None = None
         self._refused: dict[str, Unit] = {}
+        self._leaving: set[Path] = set()
+        """Generations that the look under way has replaced."""
 
     def __repr__(self) -> str:
         counted = self.statistics
@@ -255,16 +256,9 @@ class Mirror:
             link.unlink(missing_ok=True)
             state.pop(name, None)
         self._write_state(state)
-        self._prune(name, old)
+        if old is not None:
+            self._leaving.add(old)
         return True
-
-    def _prune(self, name: str, old: Path | None) -> None:
-        """Keep the generation that is shown, and the one before it, which somebody may be loading just now."""
-        kept = {old, (self.root / name).resolve()}
-        with contextlib.suppress(FileNotFoundError):
-            for generation in (self._home / "generations" / name).iterdir():
-                if generation.resolve() not in kept:
-                    shutil.rmtree(generation, ignore_errors=True)
 
     def _build(self, name: str, units: Mapping[str, Mapping[str, Stored]]) -> Path:
         """A new generation of the model, and a link to it that waits to be renamed."""
@@ -281,14 +275,21 @@ class Mirror:
         return waiting
 
     def _clean(self, wanted: Listing) -> None:
-        """Forget unfinished files that nobody wants any more."""
-        kept = {
-            part_of(file, self._home / "parts") for us in wanted.values() for u in us.values() for file in u.values()
-        }
-        with contextlib.suppress(FileNotFoundError):
-            for part in (self._home / "parts").iterdir():
-                if part not in kept:
-                    part.unlink()
+        """Forget unfinished files that nobody wants any more, and what was shown before the last look.
+
+        What this look has replaced stays until the next: somebody may be loading it just now.
+        """
+        parts = self._home / "parts"
+        files = (file for units in wanted.values() for unit in units.values() for file in unit.values())
+        kept = {part_of(file, parts) for file in files}
+        for part in parts.glob("*.part"):
+            if part not in kept:
+                part.unlink()
+        kept = {link.resolve() for link in self.root.iterdir()} | self._leaving
+        for generation in (self._home / "generations").resolve().glob("*/*"):
+            if generation not in kept:
+                shutil.rmtree(generation, ignore_errors=True)
+        self._leaving.clear()
 
     def _read_state(self) -> dict[str, dict[str, Mapping[str, Stored]]]:
         """What is shown; what is there but was never written down is made anew."""

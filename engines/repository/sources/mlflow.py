@@ -82,6 +82,8 @@ class MlflowRegistry:
         self._client = Client(uri)
         self._references = references
         self._versions: dict[tuple[str, str], Version] = {}
+        self._places: dict[str, tuple[Artefacts, RemoteFile]] = {}
+        """Where each file of the last listing is."""
         wanted = ", ".join(
             f"{ref.model}@{ref.alias}" if ref.alias else f"{ref.model}/{ref.version}" for ref in references
         )
@@ -89,15 +91,15 @@ class MlflowRegistry:
 
     def list(self) -> Sequence[RemoteFile]:
         numbers = {(ref.model, self._resolve(ref)) for ref in self._references}
-        self._versions = {key: self._versions.get(key) or self._open(*key) for key in sorted(numbers)}
-        return [file for version in self._versions.values() for file in version.files]
+        self._versions = {key: self._versions.get(key) or self._open(*key) for key in numbers}
+        # What several versions bring for the model as a whole is taken from the highest.
+        rising = sorted(self._versions.items(), key=lambda item: int(item[0][1]))
+        self._places = {file.path: (version.artefacts, file) for _, version in rising for file in version.files}
+        return [file for _, file in self._places.values()]
 
     def read(self, file: RemoteFile, start: int) -> tuple[int, Iterator[bytes]]:
-        model, number = file.path.split("/")[:2]
-        version = self._versions.get((model, number))
-        if version is None:
-            raise SourceError(f"{self.name}: version {number} has gone")
-        return version.artefacts.read(file, start)
+        artefacts, _ = self._places[file.path]
+        return artefacts.read(file, start)
 
     def complete(self, model: Path) -> None:
         complete_config(model)
