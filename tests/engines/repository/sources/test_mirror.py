@@ -157,6 +157,22 @@ def test_nothing_is_fetched_twice(setup: Setup) -> None:
     assert setup.remote.sent == 11
 
 
+def test_a_stop_ends_a_download_at_once_and_keeps_what_came(setup: Setup) -> None:
+    setup.remote.files = {"m/1/model.onnx": b"0123456789"}
+    patience = Patience(attempts=9, pause_s=60.0)
+
+    def stop(_name: str, done: int, _total: int) -> None:
+        if done == 3:
+            patience.stopped.set()
+
+    leaving = Mirror(setup.remote, setup.folder / "trees", setup.blobs, setup.options, patience, stop)
+    with pytest.raises(SourceError, match="stopped"):
+        leaving.sync()
+    assert setup.remote.sent == 3
+    setup.sync()
+    assert setup.remote.sent == 10
+
+
 def test_contents_that_are_here_under_another_name_are_not_fetched(setup: Setup) -> None:
     digest = hashlib.sha256(b"graph").hexdigest()
     setup.remote.files = {"m/1/model.onnx": b"graph"}
