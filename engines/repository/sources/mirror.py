@@ -169,6 +169,9 @@ class Mirror:
                 log.info("%s is asked again: %s", self.remote.name, error)
                 self._patience.pause(attempt)
                 attempt += 1
+        here = {f"{name}/{unit}".rstrip("/") for name, units in listing.items() for unit in units}
+        for subject in self.statistics.refused.keys() - here - set(left_out):
+            del self.statistics.refused[subject]
         for path in left_out:
             self._refuse(path, "the name is unsafe, or two names are in each other's way")
         return listing

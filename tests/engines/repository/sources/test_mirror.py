@@ -200,6 +200,10 @@ def test_names_that_no_folder_can_hold_side_by_side_spoil_their_model_alone(setu
     setup.sync()
     assert set(setup.shown()) == {"n/1/model.onnx"}
     assert "m" in setup.mirror.statistics.refused
+    del setup.remote.files["m/1/a/b"]
+    setup.sync(2)
+    assert setup.mirror.statistics.refused == {}
+    assert set(setup.shown()) == {"m/1/a", "n/1/model.onnx"}
 
 
 def test_a_name_too_long_for_the_disk_spoils_its_model_alone(setup: Setup) -> None:
