@@ -21,7 +21,7 @@ from engines.repository.sources.opening import SourceOptions, Sources
 from server.cli import cli
 from tests.support.mlflow_server import MlflowServer
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
