@@ -45,6 +45,8 @@ _BACKLOG: Final = 3.0
 """Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
 _HEADROOM: Final = 0.9
 """The same for tenants above their share: the rest of the room is for the others."""
+_AS_GOOD: Final = 1.05
+"""What smaller batches may cost, as a multiple of all who wait together: these are few, and none of them is late."""
 _MAY_BE_GONE: Final = 0.01
 """Share of executed rows whose callers may have left for their deadlines meanwhile."""
 _LAG_STEP: Final = 0.5
@@ -408,7 +410,24 @@ class DrainQueue:
             if wake_at > now:
                 return 0, None, wake_at
             return waiting, ClosedBy.WAITED, math.inf
-        return waiting, ClosedBy.DRAINED, math.inf
+        enough = self._enough(waiting)
+        return enough, ClosedBy.DRAINED if enough == waiting else ClosedBy.ENOUGH, math.inf
+
+    def _enough(self, rows: int) -> int:
+        """The smallest batch that is as good as all of them together, who would all wait for the last one.
+
+        As good: it serves as many rows a second, and the rest can follow it at no more than the same time in all.
+        """
+        means = self.cost.means
+        if rows <= 1 or self.limits.preferred_rows or means[rows] <= 0.0:
+            return rows
+        most_s, rate = _AS_GOOD * means[rows], rows / (_AS_GOOD * means[rows])
+        for size in self.cost.sizes:
+            if size >= rows:
+                break
+            if size >= rate * means[size] > 0.0 and means[size] + means[rows - size] <= most_s:
+                return size
+        return rows
 
     # Cutting a batch
 

@@ -19,6 +19,7 @@ class ClosedBy(enum.StrEnum):
     PREFERRED = "preferred"  # a preferred size was reached
     DEADLINE = "deadline"  # one row more and a member would have been late, or others lost
     DRAINED = "drained"  # nobody else was waiting, or nobody else fits
+    ENOUGH = "enough"  # the others would only have kept these waiting: company saves nothing
     WAITED = "waited"  # the longest wait for company was over
     ALONE = "alone"  # the model takes no batches, or the request must run by itself
 

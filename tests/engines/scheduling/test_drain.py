@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -76,6 +76,29 @@ def test_an_idle_engine_runs_what_waits_most_urgent_first() -> None:
     assert turn.batch is not None
     assert turn.batch.closed_by is ClosedBy.DRAINED
     assert repr(queue) == "<DrainQueue [requests: 0 | rows: 0 | running: 1]>"
+
+
+@pytest.mark.parametrize(
+    ("curve", "count", "leaving"),
+    [
+        (lambda rows: 0.004 * rows, 3, 1),
+        (lambda rows: 0.002 + 0.004 * rows, 3, 3),
+        (lambda rows: 0.008 * -(-rows // 2), 4, 2),
+    ],
+    ids=["as much as alone", "saves a start", "pairs"],
+)
+@pytest.mark.parametrize("left", [1.0, math.inf])
+def test_company_that_saves_nothing_does_not_keep_the_first_waiting(
+    curve: Callable[[int], float], count: int, leaving: int, left: float
+) -> None:
+    cost = CostModel(8)
+    cost.seed({rows: curve(rows) for rows in cost.sizes})
+    queue = DrainQueue(Limits(max_rows=8), cost)
+    crowd(queue, count, left)
+    batch = queue.take(0.0).batch
+    assert batch is not None
+    assert batch.rows == leaving
+    assert batch.closed_by is (ClosedBy.DRAINED if leaving == count else ClosedBy.ENOUGH)
 
 
 def test_what_an_idle_engine_cannot_meet_is_refused_at_the_door_without_a_hint() -> None:
