@@ -122,6 +122,11 @@ class LocalInference:
 
         return end
 
+    @property
+    def idle(self) -> bool:
+        """Whether an engine has nothing to do: a request would wait for nobody."""
+        return self._pool.has_idle
+
     def statistics(self) -> LocalStatistics:
         """How much waits, and how many engines do what."""
         return LocalStatistics(self._scheduler.statistics(), self._pool.statistics())

@@ -17,14 +17,18 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.core import Metric
 
 from engines.errors import InferError, LoadFailed
+from engines.inference import Inference
 from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
+from engines.repository.model import Steering
 from engines.repository.sources.opening import SourceOptions, Sources
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
-from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc, traffic_pb2_grpc
+from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc, rollout_pb2_grpc, traffic_pb2_grpc
+from server.rollout.rollouts import Rollouts
+from server.rollout.store import RolloutStore
 from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
@@ -32,10 +36,12 @@ from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
 from server.telemetry.process import server_metrics
+from server.telemetry.rollout import rollout_metrics
 from server.telemetry.sources import source_metrics
 from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import transport_metrics
 from server.transport import cache as cache_service
+from server.transport import rollout as rollout_service
 from server.transport import traffic
 from server.transport.health import HealthService
 from server.transport.listen import ListenOptions, create_server
@@ -113,9 +119,10 @@ class Server:
         self.regions = SystemSharedMemory()
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
+        self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
         opener = ModelOpener(self.telemetry, self.store, options.cache_dir)
-        self.manager = manage(options.repository, opener, self.sources)
-        self.models = ServedModels(self.manager)
+        self.manager = manage(options.repository, opener, self.sources, self.rollouts)
+        self.models = ServedModels(self.manager, self.rollouts)
         self._transport: Transport | None = None
 
     async def start(self) -> Addresses:
@@ -131,9 +138,11 @@ class Server:
         if options.metrics_port is not None:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
         self.store.start()
+        self.rollouts.open(self.manager)
         # Health and metadata answer while models load; inference says that they are not ready.
         await server.start()
         self.manager.subscribe(self._model_changed)
+        self.manager.subscribe(self.rollouts.version_changed)
         self.manager.subscribe(self.telemetry.load_failures)
         failed = await self.manager.start()
         for status in failed:
@@ -158,6 +167,7 @@ class Server:
         if self._transport is not None:
             await self._transport.stop(bound)
         alarm.cancel()
+        await self.rollouts.close()
         self._abandon()
         left = False
         try:
@@ -197,6 +207,7 @@ class Server:
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
             ),
             self._cache_metrics,
+            lambda: rollout_metrics(self.rollouts.status()),
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
@@ -225,9 +236,12 @@ class Server:
         cache_pb2_grpc.add_CacheServicer_to_server(cache_service.CacheService(self.store, self.models), server)  # type: ignore[no-untyped-call]
         arrivals = traffic.TrafficService(self.models, self.lifecycle, self.options.service.status_codes)
         traffic_pb2_grpc.add_TrafficServicer_to_server(arrivals, server)  # type: ignore[no-untyped-call]
+        rollouts = rollout_service.RolloutService(self.rollouts, self.options.service.status_codes)
+        rollout_pb2_grpc.add_RolloutServicer_to_server(rollouts, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection_service([SERVICE, cache_service.SERVICE, traffic.SERVICE, health, reflection]), server
+            reflection_service([*own, health, reflection]), server
         )
 
     def _phase_changed(self, phase: Phase) -> None:
@@ -242,11 +256,19 @@ class Server:
         self.health.set(name, self.manager.ready(name) and not self.lifecycle.draining)
 
 
-def manage(options: RepositoryOptions, opener: ModelOpener, sources: Sources | None) -> ModelManager[ServedModel]:
+def manage(
+    options: RepositoryOptions, opener: ModelOpener, sources: Sources | None, steering: Steering | None = None
+) -> ModelManager[ServedModel]:
     """A manager of folders, and of the folders that copy sources."""
     if sources is None:
-        return ModelManager(options, opener)
-    return ModelManager(replace(options, roots=(*options.roots, *sources.roots)), opener, refresh=sources.sync)
+        return ModelManager(options, opener, steering=steering)
+    roots = (*options.roots, *sources.roots)
+    return ModelManager(replace(options, roots=roots), opener, refresh=sources.sync, steering=steering)
+
+
+def _dress(model: ServedModel, inference: Inference, split_key: str) -> ServedModel:
+    """The model with another stack, which has to see each request, for a rollout."""
+    return replace(model, inference=inference, recalls=None, split_key=split_key)
 
 
 async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> bool:

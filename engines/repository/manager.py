@@ -26,7 +26,7 @@ from engines.repository.definition import Definition, read_config
 from engines.repository.handle import Closeable, Handle, Scratch
 from engines.repository.layout import ModelFolder, Scan, Seen, look, scan, settle
 from engines.repository.lifecycle import State, VersionStatus
-from engines.repository.model import NO_VERSION, Listener, ManagedModel, Order, Tools
+from engines.repository.model import NO_VERSION, HighestFirst, Listener, ManagedModel, Order, Steering, Tools
 from engines.repository.settings import chosen_versions
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,17 @@ class ModelManager(Generic[T]):
         opener: Callable[[Definition], Awaitable[T]],
         clock: Callable[[], float] = time.perf_counter,
         refresh: Callable[[], None] | None = None,
+        steering: Steering | None = None,
     ) -> None:
+        """Without a `steering`, an empty version means the highest one."""
         self._options = options
         self._refresh_copies = refresh
         self._polls = options.mode is ControlMode.POLL
-        self._tools = Tools(opener, self._announce, asyncio.Semaphore(options.max_concurrent_loads), clock)
+        self._steering = steering or HighestFirst()
+        permits = asyncio.Semaphore(options.max_concurrent_loads)
+        self._tools = Tools(opener, self._announce, permits, clock, self._steering)
         self._models: dict[str, ManagedModel[T]] = {}
-        self._lent: dict[str, dict[str, Handle[T]]] = {}
+        self._lent: dict[str, dict[str, contextlib.AbstractContextManager[T]]] = {}
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_scan = Scan()
@@ -118,8 +122,8 @@ class ModelManager(Generic[T]):
 
     # Lending
 
-    def borrow(self, name: str, version: str = "") -> Handle[T]:
-        """The version, to be held in a `with` block; the highest ready one for an empty version.
+    def borrow(self, name: str, version: str = "") -> contextlib.AbstractContextManager[T]:
+        """The version, to be held in a `with` block; for an empty version what the steering says, the highest one.
 
         Raises ModelNotFound or ModelNotReady.
         """
@@ -144,7 +148,24 @@ class ModelManager(Generic[T]):
 
     def services(self) -> Sequence[T]:
         """What the opener gave for each version that is ready, in order of names and versions."""
-        return [self._lent[name][str(number)].service for name in sorted(self._lent) for number in self.versions(name)]
+        handles = [
+            model.versions[number].handle for _, model in sorted(self._models.items()) for number in model.serving()
+        ]
+        return [handle.service for handle in handles if handle is not None]
+
+    def steer(self, name: str) -> None:
+        """The steering has something new to say of what an empty version means."""
+        if name in self._models:
+            self._models[name].lend()
+
+    async def bring(self, name: str) -> None:
+        """The steering keeps other versions than before: bring them up now, or with the next poll, as the mode allows.
+
+        Raises LoadFailed.
+        """
+        self._applied.pop(name, None)
+        if self._options.mode is ControlMode.EXPLICIT:
+            await self.load(name)
 
     # Watching
 
@@ -350,7 +371,8 @@ class ModelManager(Generic[T]):
             raise
         whole = {number: v for number, v in seen.versions.items() if v.holds(model_file_of(config))}
         unsettled = folder.versions.keys() - seen.versions.keys()
-        chosen = chosen_versions(config, {*whole, *seen.kept})
+        available = {*whole, *seen.kept}
+        chosen = chosen_versions(config, available) | (self._steering.kept(model.name) & available)
         if not chosen and (folder.versions or not self._polls):
             model.blame(NO_VERSION)
             raise LoadFailed(NO_VERSION)

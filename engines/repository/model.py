@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from engines.errors import ModelNotFound, ModelNotReady, VersionNotFound
 from engines.repository.definition import Definition, define
@@ -49,6 +51,35 @@ class Order:
     """What the fingerprints of the files do not show: a configuration that came with the order."""
 
 
+class Steering(Protocol):
+    """Decides what the empty version of a model is, and which versions stay up whatever the version policy says."""
+
+    def kept(self, name: str) -> AbstractSet[int]:
+        """Versions to be served besides those that the policy chooses, as far as they are there."""
+        ...
+
+    def front(self, name: str, lent: Mapping[int, Handle[Any]]) -> AbstractContextManager[Any] | None:
+        """What is lent for the empty version, of at least one version that is ready; None for nothing.
+
+        Asked once after each change, not for each request. It holds up what it hands out, as a Handle does.
+        """
+        ...
+
+
+class HighestFirst:
+    """The empty version is the highest one."""
+
+    def kept(self, name: str) -> AbstractSet[int]:
+        """See Steering.kept."""
+        del name
+        return frozenset()
+
+    def front(self, name: str, lent: Mapping[int, Handle[Any]]) -> AbstractContextManager[Any] | None:
+        """See Steering.front."""
+        del name
+        return lent[max(lent)]
+
+
 @dataclass(frozen=True, slots=True)
 class Tools(Generic[T]):
     """What all models of a manager share."""
@@ -59,6 +90,7 @@ class Tools(Generic[T]):
     """Bounds how many versions are brought up at once."""
     clock: Callable[[], float]
     """Monotonic seconds."""
+    steering: Steering = field(default_factory=HighestFirst)
 
 
 @dataclass(slots=True)
@@ -84,8 +116,8 @@ class ManagedModel(Generic[T]):
         self.versions: dict[int, Version[T]] = {}
         self.reason = ""
         """Why the folder as a whole cannot be used; empty when it can."""
-        self.lent: dict[str, Handle[T]] = {}
-        """Ready versions as callers write them; the empty version is the highest. Always the same dictionary."""
+        self.lent: dict[str, AbstractContextManager[T]] = {}
+        """Ready versions as callers write them; the empty version is the steering's. Always the same dictionary."""
         self.drains: set[asyncio.Task[None]] = set()
         self._tools = tools
 
@@ -155,7 +187,7 @@ class ManagedModel(Generic[T]):
         if handle is None:
             return
         version.leaving = handle
-        self._lend()
+        self.lend()
         self._happened(number, Event.RETIRED)
         self._drain(number, handle)
 
@@ -193,7 +225,7 @@ class ManagedModel(Generic[T]):
             return reason
         old, version.handle = version.handle, Handle(definition, service, fingerprint, order.scratch)
         version.load_s = self._tools.clock() - started
-        self._lend()
+        self.lend()
         self._happened(number, Event.OPENED)
         if old is not None:
             self._drain(number, old)
@@ -204,12 +236,14 @@ class ManagedModel(Generic[T]):
             self._happened(number, Event.LOAD)
             self._happened(number, Event.FAILED, reason)
 
-    def _lend(self) -> None:
-        table = {str(number): handle for number in self.serving() if (handle := self.versions[number].handle)}
-        if table:
-            table[""] = next(reversed(table.values()))
+    def lend(self) -> None:
+        """Bring what is lent in line with what is ready, and with the steering."""
+        ready = {number: handle for number in self.serving() if (handle := self.versions[number].handle)}
+        front = self._tools.steering.front(self.name, ready) if ready else None
         self.lent.clear()
-        self.lent.update(table)
+        self.lent.update({str(number): handle for number, handle in ready.items()})
+        if front is not None:
+            self.lent[""] = front
 
     def _happened(self, number: int, event: Event, reason: str = "") -> None:
         life = self.versions[number].life

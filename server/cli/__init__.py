@@ -11,6 +11,7 @@ from server.cli.demo import demo
 from server.cli.models import models
 from server.cli.profile import profile
 from server.cli.record import record
+from server.cli.rollout import rollout
 from server.cli.serve import serve
 from server.cli.simulate import simulate
 from server.cli.top import top
@@ -30,5 +31,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache):
+for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout):
     cli.add_command(command)

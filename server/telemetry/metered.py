@@ -66,7 +66,7 @@ class MeteredInference:
     def _failed(self, request: InferRequest, error: BaseException, trace: Trace | None, began: float) -> None:
         now = self._clock()
         outcome = outcome_of(error)
-        if outcome is Outcome.CANCELLED and _is_over(began, now, request.deadline):
+        if outcome is Outcome.CANCELLED and is_over(began, now, request.deadline):
             outcome = Outcome.EXPIRED
         self._meter.failed(outcome, now - began)
         if trace is not None:
@@ -75,7 +75,7 @@ class MeteredInference:
             self._access.failed(request, error, outcome, now - began)
 
 
-def _is_over(began: float, now: float, deadline: float) -> bool:
+def is_over(began: float, now: float, deadline: float) -> bool:
     """Whether a withdrawn request was given up for its deadline: by our transport, or by its caller.
 
     A caller's time runs from the sending, ours from the arrival, so that its word comes a little before our alarm.

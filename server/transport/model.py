@@ -19,8 +19,13 @@ from server.pb.model_config_pb2 import ModelConfig
 from server.telemetry.meter import ModelMeter
 
 
-class Engines(Protocol):
+class Engines(Inference, Protocol):
     """What runs a model version: the bottom of its stack."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request would wait for nobody."""
+        ...
 
     def statistics(self) -> LocalStatistics:
         """How much waits, and how many engines do what."""
@@ -55,6 +60,8 @@ class ServedModel:
     """The layer of the stack that remembers answers, where there is one."""
     recalls: CachedInference | None = None
     """The same, where nothing above it has to see each request: whole answers may then be repeated."""
+    split_key: str = ""
+    """Metadata key whose value a rollout splits the callers of this model by; empty without such a rollout."""
     checker: RequestChecker = field(init=False)
     outputs: Mapping[str, TensorSpec] = field(init=False)
 

@@ -19,6 +19,7 @@ from engines.request import InferRequest, Origin
 from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from server.rollout.context import SPLIT
 from server.telemetry.context import METHOD
 from server.telemetry.meter import UnroutedMeter
 from server.transport.codec import OutputPlan, read_inputs, read_outputs, read_parameters, write_response
@@ -149,11 +150,17 @@ _Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb
 """Of one stream, in the order of its requests; None at the end."""
 
 
+class Aborting(Protocol):
+    """A service that knows the status of each error."""
+
+    async def abort(self, context: Call, error: Exception, request_id: str = "") -> NoReturn: ...
+
+
 def answering(handler: Callable[[Any, _Request, Call], Awaitable[_Response]]) -> Any:
     """Let a handler raise, and its caller get the status of what was raised."""
 
     @functools.wraps(handler)
-    async def call(service: InferenceService, request: _Request, context: Call) -> _Response:
+    async def call(service: Aborting, request: _Request, context: Call) -> _Response:
         try:
             return await handler(service, request, context)
         except Exception as error:  # noqa: BLE001  (as in ModelInfer)
@@ -276,6 +283,8 @@ class InferenceService(GRPCInferenceServiceServicer):
                 model.meter.invalid()
                 self._trace_refused(request, context, error)
                 raise
+            if model.split_key:
+                SPLIT.set(_metadata(context, model.split_key))
             response = await model.inference.infer(asked)
             message = write_response(response, plans, model.outputs, batched=batched)
             if asked.parameters and asked.parameters.get(ORIGIN):
@@ -298,7 +307,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             rows=rows,
             deadline=deadline,
             priority=priority_of(parameters) if parameters else 0,
-            tenant=_tenant(context, self._options.tenant_key) if self._options.tenant_key else "",
+            tenant=_metadata(context, self._options.tenant_key) if self._options.tenant_key else "",
             id=request.id,
             trace=_trace(context),
             parameters=parameters,
@@ -516,8 +525,13 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def abort(self, context: Call, error: Exception, request_id: str = "") -> NoReturn:
         """End the call with the error's status; anything but an InferError is a fault of ours, and logged."""
-        known = _known(error)
-        await context.abort(self._options.status_codes.code(known), text_of(known, request_id), trailers_of(known))
+        await abort_call(context, error, self._options.status_codes, request_id)
+
+
+async def abort_call(context: Call, error: Exception, codes: StatusCodes, request_id: str = "") -> NoReturn:
+    """End a call with an error's status."""
+    known = _known(error)
+    await context.abort(codes.code(known), text_of(known, request_id), trailers_of(known))
 
 
 def _known(error: Exception) -> InferError:
@@ -527,7 +541,7 @@ def _known(error: Exception) -> InferError:
     return EngineFailed(f"internal error: {type(error).__name__}")
 
 
-def _tenant(context: Call, key: str) -> str:
+def _metadata(context: Call, key: str) -> str:
     found = next((value for name, value in context.invocation_metadata() or () if name == key), "")
     return found if isinstance(found, str) else found.decode("latin-1")
 
