@@ -207,7 +207,7 @@ class Server:
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
             ),
             self._cache_metrics,
-            lambda: rollout_metrics(self.rollouts.status()),
+            lambda: list(rollout_metrics(self.rollouts.status())),
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))

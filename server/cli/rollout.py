@@ -37,21 +37,6 @@ _LAST: Final = 8
 """Entries of the history that are shown."""
 
 
-class Shares(click.ParamType):
-    """`0,1,5,25,50,100`: percentages."""
-
-    name = "percent,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:  # noqa: ANN401  (as in click)
-        """Shares between 0 and 1."""
-        if not isinstance(value, str):
-            return tuple(value)
-        try:
-            return tuple(float(each.strip().removesuffix("%")) / 100 for each in value.split(","))
-        except ValueError:
-            self.fail(f"'{value}' is no list of percentages, such as 0,1,5,25,50,100", param, ctx)
-
-
 @click.group()
 def rollout() -> None:
     """Lead a model of a running server from its stable version to a candidate, and back by itself if need be.
@@ -81,7 +66,6 @@ def rollout() -> None:
 )
 @click.option(
     "--steps",
-    type=Shares(),
     default="0,1,5,25,50,100",
     show_default=True,
     help="Shares of the default traffic in percent, growing; a 0 first: copies only.",
@@ -100,7 +84,8 @@ def rollout() -> None:
     "--split-by",
     default="auto",
     show_default=True,
-    help="What makes a caller, who then stays on one side: `tenant`, `id` (of the request), `parameter:NAME`, `metadata:NAME`; `auto`: the tenant, else the id.",
+    help="What makes a caller, who then stays on one side: `tenant`, `id` (of the request), `parameter:NAME`, "
+    "`metadata:NAME`; `auto`: the tenant, else the id.",
 )
 @click.option("--salt", default="", help="Change it to begin with other callers. Default: model and candidate.")
 @click.option(
@@ -221,6 +206,14 @@ def abort(model: str, forget: bool, url: str, timeout: float, as_json: bool) -> 
         _show(stub.Abort(pb.RolloutAbortRequest(model=model, forget=forget), timeout=timeout), as_json=as_json)
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """Shares between 0 and 1 from `0,1,5,25,50,100`. Raises click.BadParameter."""
+    try:
+        return tuple(float(each.strip().removesuffix("%")) / 100 for each in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is no list of percentages, such as 0,1,5,25,50,100") from None
+
+
 def _request(values: dict[str, Any]) -> pb.RolloutStartRequest:
     """What the options say; a 0 that is meant is written as a negative number, since 0 leaves the choice open."""
 
@@ -230,7 +223,7 @@ def _request(values: dict[str, Any]) -> pb.RolloutStartRequest:
     absolute, relative = values["tolerance"]
     return pb.RolloutStartRequest(
         model=values["model"], candidate=values["candidate"], stable=values["stable"] or 0,
-        steps=values["steps"], step_seconds=meant(duration(values["step_time"])), samples=values["samples"],
+        steps=shares(values["steps"]), step_seconds=meant(duration(values["step_time"])), samples=values["samples"],
         split_by=values["split_by"], salt=values["salt"],
         no_retry=values["no_retry"], no_signals=values["no_signals"],
         limits=pb.RolloutLimits(

@@ -41,7 +41,7 @@ def compare(stable: InferResponse, candidate: InferResponse, spec: ModelSpec, ho
         rows, error = _compare(ours, theirs, how, classes=ours.name == scores, batched=spec.batched)
         agrees = rows if agrees is None else agrees & rows
         worst = max(worst, error)
-    return Agreement(1.0 if agrees is None else float(np.mean(agrees)), worst)
+    return Agreement(1.0 if agrees is None or not agrees.size else float(np.mean(agrees)), worst)
 
 
 def scores_of(spec: ModelSpec, how: Comparing) -> str:
