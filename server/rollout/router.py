@@ -14,7 +14,15 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Final
 
-from engines.errors import DeadlineExceeded, Draining, EngineFailed, InferError, ModelNotReady, Overloaded
+from engines.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    InferError,
+    InvalidRequest,
+    ModelNotReady,
+    Overloaded,
+)
 from engines.inference import Inference
 from engines.request import InferRequest, InferResponse
 from engines.spec import ModelSpec
@@ -29,10 +37,10 @@ from server.telemetry.metered import is_over
 
 log = logging.getLogger(__name__)
 
-RETRIED: Final = (EngineFailed, Overloaded, ModelNotReady, Draining)
+_FAULTS: Final = (EngineFailed, Overloaded, ModelNotReady, Draining, DeadlineExceeded)
+"""What speaks against a version; a caller who left does not, nor does an invalid request by itself."""
+_RETRIED: Final = (EngineFailed, Overloaded, ModelNotReady, Draining, InvalidRequest)
 """What the stable version is asked after: had there been no candidate, it would have been asked anyway."""
-_FAULTS: Final = (*RETRIED, DeadlineExceeded)
-"""What speaks against a version; an invalid request and a caller who left do not."""
 
 
 class RoutedInference:
@@ -69,23 +77,28 @@ class RoutedInference:
         return response
 
     async def _canary(self, request: InferRequest) -> InferResponse:
-        plan = self._rollout.plan
+        plan, arm = self._rollout.plan, self._rollout.evidence.candidate
         asked = replace(request, version=plan.candidate)
         try:
             with self._candidate as version:
-                response = await self._measured(version.inference, asked, self._rollout.evidence.candidate)
+                response = await self._measured(version.inference, asked, arm)
         except Exception as error:
             if not plan.retry or not _may_retry(error):
                 raise
             if asyncio.get_running_loop().time() >= request.deadline:
                 raise
+            refused = isinstance(error, InvalidRequest)
         else:
             if self._rollout.active:
                 self.shadow.offer(request, response, self._stable)
             return response
         self.retries += 1
         with self._stable as version:
-            return await version.inference.infer(request)
+            response = await version.inference.infer(request)
+        if refused:  # the candidate refuses what the stable version takes: that is not the caller's fault
+            with self._guarded():
+                self._rollout.failed(arm)
+        return response
 
     async def _measured(self, inference: Inference, request: InferRequest, arm: Arm) -> InferResponse:
         time = asyncio.get_running_loop().time
@@ -130,7 +143,7 @@ def splitter_of(model: str, plan: Plan) -> Splitter:
 
 
 def _may_retry(error: Exception) -> bool:
-    return isinstance(error, RETRIED) or not isinstance(error, InferError)
+    return isinstance(error, _RETRIED) or not isinstance(error, InferError)
 
 
 def _speaks_against(error: BaseException, began: float, now: float, deadline: float) -> bool:

@@ -171,12 +171,26 @@ def test_what_is_not_retried() -> None:
             await routed(late, stable, FakeVersion(2, failing(EngineFailed("crash")), seconds=9.0)).infer(
                 request("b", deadline=now + 5.0)
             )
-        for error, failures in ((InvalidRequest("yours"), 0), (DeadlineExceeded("over"), 1)):
-            rollout = running(3)
-            with pytest.raises(type(error)):
-                await routed(rollout, stable, FakeVersion(2, failing(error))).infer(request("c"))
-            assert rollout.evidence.candidate.failures == failures
+        over = running(3)
+        with pytest.raises(DeadlineExceeded):
+            await routed(over, stable, FakeVersion(2, failing(DeadlineExceeded("over")))).infer(request("c"))
+        assert over.evidence.candidate.failures == 1
         assert stable.asked == []
+
+    run_virtual(main)
+
+
+def test_a_refusal_speaks_against_the_candidate_only_where_the_stable_version_answers() -> None:
+    async def main() -> None:
+        refuses = failing(InvalidRequest("no"))
+        rollout = running(3)
+        router = routed(rollout, FakeVersion(1), FakeVersion(2, refuses))
+        assert (await router.infer(request("a"))).version == 1
+        assert rollout.evidence.candidate.failures == 1
+        router.route(router._spec, FakeVersion(1, refuses), FakeVersion(2, refuses))
+        with pytest.raises(InvalidRequest):
+            await router.infer(request("a"))
+        assert rollout.evidence.candidate.failures == 1
 
     run_virtual(main)
 
