@@ -8,6 +8,7 @@ from server.cli.build import build
 from server.cli.cache import cache
 from server.cli.compare import compare
 from server.cli.demo import demo
+from server.cli.label import label
 from server.cli.models import models
 from server.cli.profile import profile
 from server.cli.record import record
@@ -31,5 +32,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout):
+for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label):
     cli.add_command(command)

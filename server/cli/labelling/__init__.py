@@ -1,0 +1,1 @@
+"""Soft targets: what a served teacher says of rows that nobody has labelled."""
