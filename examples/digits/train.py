@@ -156,6 +156,11 @@ def gradients(parameters: Parameters, images: Floats, labels: Integers) -> list[
     """Of the mean cross-entropy: by each weight and bias in turn."""
     logits, tape = forward(parameters, images)
     signal = (softmax(logits) - np.eye(CLASSES, dtype=np.float32)[labels]) / np.float32(len(labels))
+    return backpropagate(tape, signal)
+
+
+def backpropagate(tape: list[Backward], signal: Floats) -> list[Floats]:
+    """From the gradient of the logits to those of each weight and bias in turn."""
     found: list[Floats] = []
     for backward in reversed(tape):
         signal, by_weight, by_bias = backward(signal)

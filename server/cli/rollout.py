@@ -165,11 +165,14 @@ def status(model: str, watch: bool, svg: Path | None, url: str, timeout: float, 
         if as_json:
             click.echo(_as_json(found))
         elif watch:
-            with Live(draw(found.rollouts), console=Console(highlight=False), refresh_per_second=4) as live:
+            console = Console(highlight=False)
+            with Live(draw(found.rollouts), console=console, refresh_per_second=4) as live:
                 while not found.rollouts or any(each.stage not in _ENDS for each in found.rollouts):
                     time.sleep(0.5)
                     found = stub.Status(request, timeout=timeout)
                     live.update(draw(found.rollouts))
+            if not console.is_terminal:
+                console.line()
         else:
             Console(highlight=False).print(draw(found.rollouts))
         if svg is not None:
@@ -258,7 +261,7 @@ def _panel(state: pb.RolloutState) -> Panel:
         parts.append(Text(f"{at:%H:%M:%S}  {entry.text}", style="dim"))
     title = (
         f"[bold]{state.model}[/] {state.stable} → {state.candidate}  [{colour}]{stage.replace('_', ' ')}[/]  "
-        f"{state.share:.6g} of the default traffic"
+        f"{state.share * 100:g} % of the default traffic"
     )
     return Panel(Group(*parts), title=title, title_align="left", border_style=colour)
 
@@ -288,9 +291,9 @@ def _figures(state: pb.RolloutState) -> Table:
         failed = f"{arm.failures / arm.requests:.2%}" if arm.requests else ""
         times = (f"{each * 1e3:.3g} ms" if each else "" for each in (arm.p50_seconds, arm.p99_seconds))
         table.add_row(name, f"{arm.requests:,}", failed, *times)
-    agreed = f"{state.agreement:.2%} of {state.compared:,}" if state.compared else "none yet"
+    agreed = f"{state.agreement:.2%} of {state.compared:,} agree" if state.compared else "none yet"
     table.caption = (
-        f"answers compared: {agreed} agree, asked for {state.limits.agreement:.0%}   "
+        f"compared: {agreed}, asked for {state.limits.agreement:.0%}\n"
         f"copies dropped: {state.copies_dropped + state.copies_refused:,}   retried: {state.retries:,}"
     )
     table.caption_justify = "left"

@@ -161,7 +161,7 @@ class Rollout:
                 return f"rollout: shadow, sees copies (step {self.step + 1} of {len(self.plan.steps)})"
             case Stage.RUNNING:
                 where = f"step {self.step + 1} of {len(self.plan.steps)}"
-                return f"rollout: canary with {self.share:.6g} of the default traffic ({where})"
+                return f"rollout: canary with {self.share * 100:g} % of the default traffic ({where})"
             case Stage.WAITING:
                 return "rollout: awaited"
             case _:
@@ -224,7 +224,7 @@ class Rollout:
             case Verdict.ADVANCE:
                 self.step += 1
                 self._begin_step(now)
-                self._take(Event.PASSED, f"{found.reason}; now {self.share:.6g} of the traffic")
+                self._take(Event.PASSED, f"{found.reason}; now {self.share * 100:g} % of the traffic")
         return found
 
     def promote(self) -> None:
