@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -153,11 +152,10 @@ def start(**values: Any) -> None:  # noqa: ANN401  (click hands over the options
 @rollout.command()
 @click.argument("model", default="")
 @click.option("--watch", is_flag=True, help="Go on showing it until all rollouts have ended, or Ctrl-C.")
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Also draw it to this file.")
 @_url
 @_timeout
 @_json
-def status(model: str, watch: bool, svg: Path | None, url: str, timeout: float, as_json: bool) -> None:
+def status(model: str, watch: bool, url: str, timeout: float, as_json: bool) -> None:
     """How the rollouts of all models, or of MODEL, stand and why. Ends with status 3 when one was rolled back."""
     request = pb.RolloutStatusRequest(model=model)
     with _stub(url) as stub:
@@ -175,10 +173,6 @@ def status(model: str, watch: bool, svg: Path | None, url: str, timeout: float, 
                 console.line()
         else:
             Console(highlight=False).print(draw(found.rollouts))
-        if svg is not None:
-            picture = Console(record=True, width=110, quiet=True, highlight=False)
-            picture.print(draw(found.rollouts))
-            picture.save_svg(str(svg), title="kairos rollout status")
     sys.exit(3 if any(each.stage == pb.ROLLED_BACK for each in found.rollouts) else 0)
 
 

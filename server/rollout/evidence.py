@@ -23,6 +23,9 @@ class Arm:
 
     requests: int = 0
     failures: int = 0
+    """Requests that it did not answer, or too late."""
+    faults: int = 0
+    """Of these, those that no load can excuse: it raised, or was gone."""
     bins: dict[int, int] = field(default_factory=dict)
     """Answered requests by the logarithm of their seconds."""
 
@@ -32,10 +35,11 @@ class Arm:
         place = _bin(seconds)
         self.bins[place] = self.bins.get(place, 0) + 1
 
-    def failed(self) -> None:
-        """It answered a request with a fault of its own, or too late."""
+    def failed(self, *, fault: bool) -> None:
+        """It did not answer a request, or too late; `fault`: and no load can excuse that."""
         self.requests += 1
         self.failures += 1
+        self.faults += fault
 
     @property
     def answers(self) -> int:
@@ -46,6 +50,11 @@ class Arm:
     def failure_rate(self) -> float:
         """Share of requests that failed; 0 without any."""
         return self.failures / self.requests if self.requests else 0.0
+
+    @property
+    def fault_rate(self) -> float:
+        """Share of requests that ended with a fault; 0 without any."""
+        return self.faults / self.requests if self.requests else 0.0
 
     def quantile_s(self, quantile: float, level: float = 0.0) -> float:
         """Upper end of the quantile's bin; NaN without a sample.
@@ -69,12 +78,19 @@ class Arm:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"requests": self.requests, "failures": self.failures, "bins": sorted(self.bins.items())}
+        return {
+            "requests": self.requests,
+            "failures": self.failures,
+            "faults": self.faults,
+            "bins": sorted(self.bins.items()),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Arm:
         """The inverse."""
-        return cls(int(data["requests"]), int(data["failures"]), {int(b): int(n) for b, n in data["bins"]})
+        return cls(
+            int(data["requests"]), int(data["failures"]), int(data["faults"]), {int(b): int(n) for b, n in data["bins"]}
+        )
 
 
 def _bin(seconds: float) -> int:

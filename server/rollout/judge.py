@@ -5,6 +5,10 @@ Rule: pure; the time that has passed, and the alarms there are, are arguments.
 Going back needs proof: a bound says that a limit is broken, at a level at which a candidate that keeps all limits is
 rolled back with at most `Limits.false_alarm` over the whole rollout, however often it is looked at. Going on needs a
 minimum of samples and time, and every figure within its limit. What is neither proven bad nor looks good waits.
+
+Versions are compared over the same time, since what they take, and whom they must refuse, depends on the load. A
+candidate with all the traffic has nobody beside it: there only faults count, against those of the step before, and
+comparisons of answers.
 """
 
 from __future__ import annotations
@@ -80,6 +84,7 @@ class Judge:
     def __init__(self, plan: Plan, share: float) -> None:
         self._plan = plan
         self._share = share
+        self._alone = share == 1.0
         level = plan.limits.false_alarm / len(plan.steps) / _MEASURES
         self._asked = Looks(level * (_MEASURES - 1))  # errors and latencies are looked at together
         self._compared = Looks(level)
@@ -97,7 +102,8 @@ class Judge:
                 )
         if asked >= self._asked.due and (level := self._asked.take(asked)) is not None:
             # Each of these measures has its share of the level, and two bounds share that.
-            return _prove_requests(evidence, limits, level / (_MEASURES - 1) / 2)
+            level /= 2 * (_MEASURES - 1)
+            return self._prove_failures(evidence, level) or self._prove_latency(evidence, level)
         return ""
 
     def judge(self, evidence: Evidence, stayed_s: float, alarms: Alarms) -> Finding:
@@ -123,51 +129,58 @@ class Judge:
             return f"{stayed_s:.0f} of {plan.step_s:.0f} s"
         if shared := sorted(alarms.candidate & alarms.stable):
             return f"alarm of {', '.join(shared)}, which the stable version raises as well, to end"
-        return _doubt(evidence, limits)
+        return self._doubt(evidence)
 
     @property
     def _looks_worth(self) -> int:
         """Comparisons that a step of its own traffic needs: as many as its sample gives of the requests it needs."""
         return int(self._plan.samples * self._plan.shadowing.sample)
 
+    def _rate(self, arm: Arm) -> float:
+        return arm.fault_rate if self._alone else arm.failure_rate
 
-def _prove_requests(evidence: Evidence, limits: Limits, level: float) -> str:
-    stable, candidate = evidence.stable, evidence.candidate
-    most = upper(stable.failure_rate, stable.requests, level) + limits.error_increase
-    least = lower(candidate.failure_rate, candidate.requests, level)
-    if least > most:
+    def _prove_failures(self, evidence: Evidence, level: float) -> str:
+        stable, candidate = evidence.stable, evidence.candidate
+        most = upper(self._rate(stable), stable.requests, level) + self._plan.limits.error_increase
+        least = lower(self._rate(candidate), candidate.requests, level)
+        if least <= most:
+            return ""
         return (
-            f"fails {candidate.failure_rate:.1%} of {candidate.requests} requests (at least {least:.1%}); "
-            f"the stable version fails {stable.failure_rate:.1%} of {stable.requests}"
+            f"fails {self._rate(candidate):.1%} of {candidate.requests} requests (at least {least:.1%}); "
+            f"the stable version fails {self._rate(stable):.1%} of {stable.requests}"
         )
-    for quantile, allowed, called in QUANTILES:
-        bound_s = _bound_s(stable, quantile, limits, level)
-        slower = candidate.share_above(bound_s)
-        if candidate.answers and lower(slower, candidate.answers, level) > allowed:
-            return (
-                f"its {called} is above {bound_s * 1e3:.3g} ms, {limits.latency_ratio:g} times what the stable version "
-                f"stays below: {slower:.1%} of {candidate.answers} answers are slower"
-            )
-    return ""
+
+    def _prove_latency(self, evidence: Evidence, level: float) -> str:
+        limits, candidate = self._plan.limits, evidence.candidate
+        if self._alone or not candidate.answers:
+            return ""
+        for quantile, allowed, called in QUANTILES:
+            bound_s = _bound_s(evidence.stable, quantile, limits, level)
+            slower = candidate.share_above(bound_s)
+            if lower(slower, candidate.answers, level) > allowed:
+                return (
+                    f"its {called} is above {bound_s * 1e3:.3g} ms, {limits.latency_ratio:g} times what the stable "
+                    f"version stays below: {slower:.1%} of {candidate.answers} answers are slower"
+                )
+        return ""
+
+    def _doubt(self, evidence: Evidence) -> str:
+        """Which figure does not look good, though nothing is proven."""
+        limits, stable, candidate = self._plan.limits, evidence.stable, evidence.candidate
+        if evidence.compared and evidence.agreement < limits.agreement:
+            return f"an agreement of {evidence.agreement:.1%} to become {limits.agreement:.1%}"
+        if self._rate(candidate) > self._rate(stable) + limits.error_increase:
+            return f"failures of {self._rate(candidate):.1%} to become fewer"
+        for quantile, allowed, called in () if self._alone else QUANTILES:
+            if candidate.share_above(_bound_s(stable, quantile, limits)) > allowed:
+                return f"its {called} to become shorter"
+        return ""
 
 
 def _bound_s(stable: Arm, quantile: float, limits: Limits, level: float = 0.0) -> float:
     """What the candidate's quantile must not exceed; infinite (or NaN, which nothing exceeds) when that is unknown."""
     own_s = stable.quantile_s(quantile, level)
     return max(own_s * limits.latency_ratio, own_s + limits.latency_slack_s)
-
-
-def _doubt(evidence: Evidence, limits: Limits) -> str:
-    """Which figure does not look good, though nothing is proven."""
-    stable, candidate = evidence.stable, evidence.candidate
-    if evidence.compared and evidence.agreement < limits.agreement:
-        return f"an agreement of {evidence.agreement:.1%} to become {limits.agreement:.1%}"
-    if candidate.failure_rate > stable.failure_rate + limits.error_increase:
-        return f"failures of {candidate.failure_rate:.1%} to become fewer"
-    for quantile, allowed, called in QUANTILES:
-        if candidate.share_above(_bound_s(stable, quantile, limits)) > allowed:
-            return f"its {called} to become shorter"
-    return ""
 
 
 def _summary(evidence: Evidence) -> str:

@@ -199,9 +199,9 @@ class Rollout:
         arm.answered(seconds)
         self._prove()
 
-    def failed(self, arm: Arm) -> None:
-        """One version failed a request."""
-        arm.failed()
+    def failed(self, arm: Arm, *, fault: bool = True) -> None:
+        """One version failed a request; `fault`: in a way that no load can excuse."""
+        arm.failed(fault=fault)
         self._prove()
 
     def compared(self, agreement: float, max_error: float) -> None:
@@ -240,7 +240,7 @@ class Rollout:
             self._take(Event.FAILED, proof)
 
     def _begin_step(self, now: float) -> None:
-        """Forget what was seen; only a candidate with all the traffic is compared with what was before."""
+        """Forget what was seen; only the faults of a candidate with all the traffic are compared with those before."""
         share = self.plan.steps[self.step]
         before = self.evidence.stable if share == 1.0 else Arm()
         self.evidence = Evidence(stable=before)

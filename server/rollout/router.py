@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _FAULTS: Final = (EngineFailed, Overloaded, ModelNotReady, Draining, DeadlineExceeded)
 """What speaks against a version; a caller who left does not, nor does an invalid request by itself."""
+_LOAD: Final = (Overloaded, DeadlineExceeded, asyncio.CancelledError)
+"""Of these, what may as well come of too much to do."""
 _RETRIED: Final = (EngineFailed, Overloaded, ModelNotReady, Draining, InvalidRequest)
 """What the stable version is asked after: had there been no candidate, it would have been asked anyway."""
 
@@ -108,7 +110,7 @@ class RoutedInference:
         except BaseException as error:
             if _speaks_against(error, began, time(), request.deadline):
                 with self._guarded():
-                    self._rollout.failed(arm)
+                    self._rollout.failed(arm, fault=not isinstance(error, _LOAD))
             raise
         with self._guarded():
             self._rollout.answered(arm, time() - began)

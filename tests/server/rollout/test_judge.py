@@ -17,7 +17,7 @@ def fill(arm: Arm, count: int, seconds: float = 0.01, failures: int = 0) -> None
     for _ in range(count):
         arm.answered(seconds)
     for _ in range(failures):
-        arm.failed()
+        arm.failed(fault=True)
 
 
 def judged(
@@ -78,7 +78,7 @@ def test_wrong_answers_go_back() -> None:
 def test_what_looks_bad_without_proof_waits() -> None:
     evidence = good()
     for _ in range(4):
-        evidence.candidate.failed()
+        evidence.candidate.failed(fault=True)
     assert judged(evidence) == "wait: failures of 2.0% to become fewer"
     assert judged(Evidence(compared=100, agreed=88.0), share=0.0) == "wait: an agreement of 88.0% to become 90.0%"
     slower = Evidence()
@@ -96,6 +96,20 @@ def test_tenths_of_a_millisecond_and_no_limit_do_not_count() -> None:
     assert judged(evidence).startswith("advance")
     assert judged(evidence, limits={"latency_slack_s": 0.0}).startswith("roll back")
     assert judged(evidence, limits={"latency_slack_s": 0.0, "latency_ratio": math.inf}).startswith("advance")
+
+
+def test_a_candidate_with_all_the_traffic_is_judged_by_what_no_load_can_excuse() -> None:
+    """The load may have changed since there was anybody beside it."""
+    evidence = Evidence(compared=60, agreed=60.0)
+    fill(evidence.stable, 1000, 0.001)
+    fill(evidence.candidate, 200, 0.1)
+    for _ in range(50):
+        evidence.candidate.failed(fault=False)
+    assert judged(evidence, share=0.5).startswith("roll back")
+    assert judged(evidence, share=1.0).startswith("advance")
+    for _ in range(30):
+        evidence.candidate.failed(fault=True)
+    assert judged(evidence, share=1.0).startswith("roll back: fails 10.7% of 280 requests")
 
 
 def test_alarms_that_only_the_candidate_raises_speak_against_it() -> None:
@@ -154,7 +168,7 @@ def follow(random: np.random.Generator, agreement: float, failures: float, most:
             (evidence.candidate, candidate[number], seconds[number, 1] * 1.4),
         ):
             if failed:
-                arm.failed()
+                arm.failed(fault=True)
             else:
                 arm.answered(float(spent))
         evidence.compare(float(agreed[number]), 0.0)
