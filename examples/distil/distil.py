@@ -131,8 +131,8 @@ def learn(images: train.Floats, targets: train.Floats, epochs: int, seed: int = 
     optimiser = train.Adam([variable for pair in parameters for variable in pair])
     wanted = train.softmax(targets / np.float32(TEMPERATURE))
     for epoch in track(range(epochs), "training the student", console=console, transient=True):
-        rate = 0.004 * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
-        for rows in np.array_split(random.permutation(len(images)), len(images) // 64):
+        rate = 0.02 * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
+        for rows in np.array_split(random.permutation(len(images)), len(images) // 32):
             logits, tape = train.forward(parameters, images[rows])
             difference = train.softmax(logits / np.float32(TEMPERATURE)) - wanted[rows]
             signal = difference * np.float32(TEMPERATURE / len(rows))
@@ -192,7 +192,7 @@ def lead(work: Work, url: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="an empty folder for all files (default: one that is removed again)")
-    parser.add_argument("--epochs", type=int, default=30, help="rounds of training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=12, help="rounds of training (default: %(default)s)")
     parser.add_argument("--shuffled", action="store_true", help="train on the wrong targets")
     parser.add_argument("--no-gate", action="store_true", help="start the rollout whatever the comparison says")
     arguments = parser.parse_args()
