@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVa
 from google.protobuf import json_format
 from grpc import StatusCode
 
-from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Unsupported
+from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Overloaded, Unsupported
 from engines.request import InferRequest, Origin
 from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
@@ -537,6 +537,9 @@ async def abort_call(context: Call, error: Exception, codes: StatusCodes, reques
 def _known(error: Exception) -> InferError:
     if isinstance(error, InferError):
         return error
+    if isinstance(error, MemoryError):
+        log.error("out of memory for a request: %s", error)
+        return Overloaded("the server has no memory for this request")
     log.error("a call failed in the server", exc_info=error)
     return EngineFailed(f"internal error: {type(error).__name__}")
 

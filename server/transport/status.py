@@ -67,6 +67,9 @@ class StatusCodes(enum.Enum):
 
 Metadata = tuple[tuple[str, str], ...]
 
+RETRYABLE: Final[Metadata] = (("retryable", "true"),)
+"""The fault was not the request's: the same request may well succeed again, here later or on another replica now."""
+
 
 def text_of(error: InferError, request_id: str = "") -> str:
     """What the caller reads."""
@@ -74,10 +77,12 @@ def text_of(error: InferError, request_id: str = "") -> str:
 
 
 def trailers_of(error: InferError) -> Metadata:
-    """Hints for clients that retry: when to, and whether it can help."""
-    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+    """Hints for clients that retry: whether it can help, and when to."""
+    if isinstance(error, Overloaded):
+        if error.retry_after_s is None:
+            return RETRYABLE
         wait_ms = str(max(1, round(error.retry_after_s * 1e3)))
-        return (("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
-    if isinstance(error, EngineFailed) and error.retryable:
-        return (("retryable", "true"),)
+        return (*RETRYABLE, ("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
+    if isinstance(error, Draining) or (isinstance(error, EngineFailed) and error.retryable):
+        return RETRYABLE
     return ()

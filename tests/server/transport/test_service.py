@@ -296,6 +296,21 @@ def test_an_engine_that_dies_says_that_trying_again_may_help() -> None:
     run(main, engine={"dies_on": 1})
 
 
+def test_out_of_memory_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("server.transport.service.read_inputs", full)
+            error = await refusal(server.stub.ModelInfer(request()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("retryable", "true") in tuple(error.trailing_metadata())
+        assert value_of(await server.stub.ModelInfer(request(4))) == 4
+
+    run(main)
+
+
 @both_transports
 def test_a_fault_of_ours_is_told_without_its_details(
     transport: TransportKind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
