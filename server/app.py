@@ -22,6 +22,7 @@ from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
 from engines.repository.model import Steering
 from engines.repository.sources.opening import SourceOptions, Sources
+from engines.watchdog import HungEngines, Patience
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
@@ -83,6 +84,8 @@ class ServerOptions:
     """Port of /metrics on the same host. 0: any free one. None: no metrics."""
     exit_timeout_s: float = 30.0
     """Longest drain. 0: end at once, whoever waits is told so."""
+    patience: Patience = field(default_factory=Patience)
+    """When engines count as hung, and how many of them the process bears before it drains and ends."""
     exit_on_error: bool = False
     """Whether a model that cannot be loaded at the start ends the server."""
     cache_dir: Path | None = None
@@ -98,6 +101,16 @@ class Addresses:
     host: str
     grpc_port: int
     metrics_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a server ended."""
+
+    threads_left: bool
+    """Whether engines still run: the process must then end without waiting for their threads."""
+    hopeless: bool
+    """Whether it ended by itself, because too many engines hang: whoever started it should do so again."""
 
 
 class Transport(Protocol):
@@ -120,7 +133,9 @@ class Server:
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
-        opener = ModelOpener(self.telemetry, self.store, options.cache_dir)
+        self.hopeless = asyncio.Event()
+        self.hung = HungEngines(options.patience, self._too_many_hang)
+        opener = ModelOpener(self.telemetry, self.store, options.cache_dir, self.hung)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
         self._transport: Transport | None = None
@@ -169,7 +184,7 @@ class Server:
         alarm.cancel()
         await self.rollouts.close()
         self._abandon()
-        left = False
+        left = self.hung.count > 0
         try:
             async with asyncio.timeout(CLOSING_S):
                 await self.manager.close()
@@ -180,6 +195,11 @@ class Server:
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
         return left
+
+    def _too_many_hang(self) -> None:
+        if not self.hopeless.is_set():
+            log.critical("%d engines hang: the server drains and ends, to be started anew", self.hung.count)
+            self.hopeless.set()
 
     def _cache_metrics(self) -> Iterable[Metric]:
         models = [
@@ -271,21 +291,22 @@ def _dress(model: ServedModel, inference: Inference, split_key: str) -> ServedMo
     return replace(model, inference=inference, recalls=None, split_key=split_key)
 
 
-async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> bool:
-    """A whole life: start, call `started`, run until SIGTERM or SIGINT, drain. Returns what `Server.drain` does."""
+async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> Ending:
+    """A whole life: start, call `started`, run until SIGTERM, SIGINT or too many engines hang, drain."""
     server = Server(options)
     server.logs.install()
     async with stop_signals() as asked:
         starting = asyncio.ensure_future(server.start())
-        waiting = asyncio.ensure_future(asked.wait())
-        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        ends = [asyncio.ensure_future(event.wait()) for event in (asked, server.hopeless)]
+        await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
         try:
             if starting.done():
                 started(starting.result(), server)
-                await waiting
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             else:
                 starting.cancel()
         finally:
-            waiting.cancel()
+            for end in ends:
+                end.cancel()
             left = await server.drain()
-    return left
+    return Ending(left, server.hopeless.is_set())

@@ -25,6 +25,7 @@ from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
 from engines.validation import RequestChecker
+from engines.watchdog import HungEngines, Watch
 from server.cache.cached import CachedInference
 from server.cache.settings import cache_options_of
 from server.cache.store import Store
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
-    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None) -> None:
+    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None, hung: HungEngines) -> None:
+        self._hung = hung
         self._telemetry = telemetry
         self._store = store
         self._cache_dir = cache_dir
@@ -53,7 +55,8 @@ class ModelOpener:
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
         cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
         name = f"{spec.name}:{spec.version}"
-        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
+        watch = Watch(self._hung, lambda rows: cost.typical[min(rows, cost.max_rows)])
+        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline, watch=watch)
         await pool.open()
         meter = ModelMeter(spec)
         observe = self._telemetry.observer(meter)
