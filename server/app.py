@@ -40,11 +40,12 @@ from server.telemetry.process import server_metrics
 from server.telemetry.rollout import rollout_metrics
 from server.telemetry.sources import source_metrics
 from server.telemetry.traces import TraceOptions
-from server.telemetry.transport import transport_metrics
+from server.telemetry.transport import inflight_metrics, transport_metrics
 from server.transport import cache as cache_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
 from server.transport.health import HealthService
+from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions, create_server
 from server.transport.model import ServedModel
 from server.transport.recall import Recall, Replacing
@@ -130,6 +131,8 @@ class Server:
         self.logs = Logs(options.logs)
         self.telemetry = Telemetry(options.traces, options.logs.access_rate, options.otel, self._code, VERSION)
         self.regions = SystemSharedMemory()
+        limit = options.listen.max_inflight_bytes
+        self.inflight = None if limit is None else Inflight(limit)
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
@@ -143,11 +146,12 @@ class Server:
     async def start(self) -> Addresses:
         """Load the models, then listen. Raises LoadFailed or OSError."""
         options = self.options
-        server, grpc_port = create_server(options.listen)
+        server, grpc_port = create_server(options.listen, self.inflight)
         self._transport = server
         service = InferenceService(
             self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
         )
+        service.inflight = self.inflight
         self._register(server, service)
         metrics_port = None
         if options.metrics_port is not None:
@@ -231,6 +235,8 @@ class Server:
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
+        if (inflight := self.inflight) is not None:
+            sources.append(lambda: inflight_metrics(inflight))
         statistics = getattr(self._transport, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
             sources.append(lambda: transport_metrics(statistics()))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from server.transport import http2
+from server.transport.inflight import CountCalls, Inflight
 
 
 class TransportKind(enum.Enum):
@@ -45,6 +46,8 @@ class ListenOptions:
     """Largest message taken or sent; larger ones end the call with RESOURCE_EXHAUSTED."""
     tls: TlsFiles | None = None
     """None: calls are neither encrypted nor authenticated."""
+    max_inflight_bytes: int | None = 1 << 30
+    """Bytes of requests and answers held at a time; beyond it requests get RESOURCE_EXHAUSTED. None: no bound."""
     reuse_port: bool = False
     """Whether other processes may listen on the same port and share its connections."""
 
@@ -52,10 +55,13 @@ class ListenOptions:
 _NO_PING_STRIKES: Final = (("grpc.http2.max_pings_without_data", 0), ("grpc.keepalive_permit_without_calls", 1))
 
 
-def create_server(options: ListenOptions) -> tuple[Any, int]:
-    """A gRPC server bound to the address, and the port it got. Raises OSError when the address is taken."""
+def create_server(options: ListenOptions, inflight: Inflight | None = None) -> tuple[Any, int]:
+    """A gRPC server bound to the address, and the port it got; it keeps `inflight` up to date.
+
+    Raises OSError when the address is taken.
+    """
     own = options.transport is TransportKind.HTTP2
-    server = _http2(options) if own else _grpcio(options)
+    server = _http2(options, inflight) if own else _grpcio(options, inflight)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"{host}:{options.port}"
     try:
@@ -84,22 +90,24 @@ def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def _http2(options: ListenOptions) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
+def _http2(options: ListenOptions, inflight: Inflight | None) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
     return http2.Server(
         http2.Options(
             max_receive_message_bytes=options.max_message_bytes,
             max_send_message_bytes=options.max_message_bytes,
+            inflight=inflight,
             reuse_port=options.reuse_port,
         )
     )
 
 
-def _grpcio(options: ListenOptions) -> Any:  # noqa: ANN401
+def _grpcio(options: ListenOptions, inflight: Inflight | None) -> Any:  # noqa: ANN401
     return grpc.aio.server(
+        interceptors=() if inflight is None else (CountCalls(inflight),),
         options=(
             *_NO_PING_STRIKES,
             ("grpc.so_reuseport", int(options.reuse_port)),
             ("grpc.max_receive_message_length", options.max_message_bytes),
             ("grpc.max_send_message_length", options.max_message_bytes),
-        )
+        ),
     )

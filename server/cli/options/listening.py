@@ -73,6 +73,12 @@ declared = settings(
         type=click.IntRange(1, 2047),
         help="Largest message taken or sent, in MiB.",
     ),
+    declare(
+        "--max-inflight-mb",
+        default=1024,
+        type=click.IntRange(min=0),
+        help="Requests and answers held at a time, in MiB; more are refused. 0: no bound.",
+    ),
 )
 
 
@@ -83,6 +89,7 @@ def listen_options(values: dict[str, Any]) -> ListenOptions:
         port=values["grpc_port"],
         transport=TransportKind(values["transport"]),
         max_message_bytes=values["max_message_mb"] << 20,
+        max_inflight_bytes=values["max_inflight_mb"] << 20 or None,
         tls=tls_of(values),
         reuse_port=values["reuse_port"],
     )

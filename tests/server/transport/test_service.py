@@ -15,6 +15,7 @@ from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
 from server.lifecycle import Phase
 from server.pb import grpc_service_pb2 as pb
 from server.telemetry.meter import Outcome
+from server.transport.inflight import Inflight
 from server.transport.listen import TransportKind
 from server.transport.model import ServedModel
 from server.transport.status import StatusCodes
@@ -327,3 +328,46 @@ def test_a_fault_of_ours_is_told_without_its_details(
         assert "secret" in caplog.text
 
     run(main, transport=transport)
+
+
+@both_transports
+def test_more_bytes_than_the_server_may_hold_are_refused_and_counted_out_again(transport: TransportKind) -> None:
+    inflight = Inflight(request().ByteSize() * 2)
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        blocker = await block(server, gate)
+        second = server.stub.ModelInfer(request(2))
+        await until(lambda: waiting(model) == 1)
+        error = await refusal(server.stub.ModelInfer(request(3)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details() == "the server holds as many bytes of requests and answers as it may"
+        trailers = dict(error.trailing_metadata())
+        assert (trailers["retryable"], trailers["grpc-retry-pushback-ms"]) == ("true", "100")
+        (answer,) = [answer async for answer in server.stub.ModelStreamInfer(iter([request(4)]))]
+        assert answer.error_message == error.details()
+        second.cancel()
+        gate.open()
+        assert value_of(await blocker) == 9
+        await until(lambda: inflight.used_bytes == 0)
+        assert inflight.refused == 2
+        answers = [answer async for answer in server.stub.ModelStreamInfer(iter([request(5), request(6)]))]
+        assert [value_of(answer.infer_response) for answer in answers] == [5, 6]
+        await until(lambda: inflight.used_bytes == 0)
+
+    run(main, transport=transport, inflight=inflight)
+
+
+@both_transports
+def test_a_stream_that_its_client_leaves_gives_its_bytes_back(transport: TransportKind) -> None:
+    inflight = Inflight(1 << 20)
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        gate.shut()
+        call = server.stub.ModelStreamInfer(iter([request(number) for number in range(5)]))
+        await until(lambda: waiting(model) == 4)
+        assert inflight.used_bytes >= 5 * request().ByteSize()
+        call.cancel()
+        gate.open()
+        await until(lambda: inflight.used_bytes == 0)
+
+    run(main, transport=transport, inflight=inflight)
