@@ -75,12 +75,12 @@ def test_out_of_memory_in_an_execution_fails_that_request_and_no_other(repositor
 
 
 def test_out_of_memory_while_a_model_loads_leaves_what_serves_alone(repository: Path) -> None:
-    fat = onnx_models.padded(256 << 20)
+    fat = onnx_models.padded(96 << 20)
     onnx_models.write(repository, "fat", proto=fat, config=f"max_batch_size: 4\n{ONE_ENGINE}")
     arguments = ("--model-control-mode", "explicit", "--load-model", "scale", "--cache-dir", repository.parent / "c")
     with running_server(repository, *arguments, faults=True) as server, blocking_stub(server.url) as stub:
         load = pb.RepositoryModelLoadRequest(model_name="fat")
-        with limited(server, resource.RLIMIT_AS, memory_bytes(server.process.pid) + (128 << 20)):
+        with limited(server, resource.RLIMIT_AS, memory_bytes(server.process.pid) + (64 << 20)):
             code, text, _ = failure(stub.RepositoryModelLoad.future(load))
             assert code == "INTERNAL"
             assert text.startswith("failed to load 'fat', ")
