@@ -292,9 +292,8 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def answer(self, request: pb.ModelInferRequest, context: Call) -> Answer:
         """Answer one request, or raise what stands in the way."""
+        # A server that drains still answers what its transport took: who sent it could not know yet.
         try:
-            if self._lifecycle.draining:
-                raise Draining(GOING_AWAY)
             borrowed = self._models.borrow(request.model_name, request.model_version)
         except InferError as error:
             self._unrouted.refused(error)

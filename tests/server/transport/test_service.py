@@ -228,19 +228,22 @@ def test_a_stream_that_asks_for_the_status_ends_with_its_first_error(transport: 
 
 
 @both_transports
-def test_a_drain_lets_running_work_finish_and_refuses_the_new(transport: TransportKind) -> None:
+def test_a_drain_answers_what_was_sent_before_its_sender_could_know_of_it(transport: TransportKind) -> None:
     async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
         gate.shut()
         running = asyncio.ensure_future(server.stub.ModelInfer(request(5)))
         await gate.wait_arrival()
         server.lifecycle.advance(Phase.DRAINING)
-        error = await refusal(server.stub.ModelInfer(request(6, id="new")))
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert error.details() == "[request id: new] the server is shutting down"
+        crossing = asyncio.ensure_future(server.stub.ModelInfer(request(6)))
+        await until(lambda: waiting(model) == 1)
         assert not (await server.stub.ServerReady(pb.ServerReadyRequest())).ready
         assert (await server.stub.ServerLive(pb.ServerLiveRequest())).live
+        stopping = asyncio.ensure_future(server.transport.stop(60))
         gate.open()
-        assert value_of(await running) == 5
+        assert [value_of(await running), value_of(await crossing)] == [5, 6]
+        await stopping
+        error = await refusal(server.stub.ModelInfer(request(7)))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
 
     run(main, transport=transport)
 
