@@ -22,7 +22,7 @@ from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 WIDTH: Final = 64
 MODEL: Final = "mlp"
 CONFIG: Final = (
-    'max_batch_size: 16\ninstance_group { count: 1 kind: KIND_CPU }\n'
+    "max_batch_size: 16\ninstance_group { count: 1 kind: KIND_CPU }\n"
     'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
 )
 

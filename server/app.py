@@ -33,6 +33,7 @@ from server.rollout.store import RolloutStore
 from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
+from server.telemetry.families import gauge
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
@@ -83,6 +84,8 @@ class ServerOptions:
     cache: StoreOptions = field(default_factory=StoreOptions)
     metrics_port: int | None = 8002
     """Port of /metrics on the same host. 0: any free one. None: no metrics."""
+    drain_delay_s: float = 0.0
+    """How long a server that drains still takes new calls, so that balancers notice first. 0: none at all."""
     exit_timeout_s: float = 30.0
     """Longest drain. 0: end at once, whoever waits is told so."""
     patience: Patience = field(default_factory=Patience)
@@ -180,6 +183,8 @@ class Server:
         self.health.close()
         if self.sources is not None:
             self.sources.stop()
+        if self._transport is not None:
+            await asyncio.sleep(self.options.drain_delay_s)
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)
@@ -227,6 +232,7 @@ class Server:
                 )
             ],
             lambda: model_metrics(self.models.served(), self.telemetry.unrouted, time()),
+            lambda: [gauge("kairos_tasks", "Tasks of the event loop.", [((), len(asyncio.all_tasks()))])],
             lambda: server_metrics(
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
             ),

@@ -86,6 +86,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         otel=otel,
         cache=cache.store_options(values),
         metrics_port=values["metrics_port"] if values["allow_metrics"] else None,
+        drain_delay_s=values["drain_delay_secs"],
         exit_timeout_s=values["exit_timeout_secs"],
         patience=models.patience(values),
         exit_on_error=values["exit_on_error"],

@@ -62,6 +62,12 @@ declared = settings(
         help="Share the port with other server processes.",
     ),
     declare(
+        "--drain-delay-secs",
+        default=0.0,
+        type=click.FloatRange(min=0),
+        help="After SIGTERM, how long new calls are still taken while readiness is off, so that balancers notice first.",
+    ),
+    declare(
         "--exit-timeout-secs",
         default=30.0,
         type=click.FloatRange(min=0),
