@@ -1,8 +1,8 @@
 """Mixed traffic for hours, with a watch over the server's memory, descriptors, threads and tasks.
 
-`python loadtest/soak.py --seconds 14400 --picture soak.png`. Well-behaved callers and streams must all be answered, while
-others cancel, ask nonsense, set deadlines that cannot be met, connect and vanish, and the model is swapped for another
-again and again. At the end everybody leaves, and the server must have what it had after its first seconds.
+`python loadtest/soak.py --seconds 14400 --picture soak.png`. Well-behaved callers and streams must all be answered,
+while others cancel, ask nonsense, set deadlines that cannot be met, connect and vanish, and the model is swapped for
+another again and again. At the end everybody leaves, and the server must have what it had after its first seconds.
 """
 
 from __future__ import annotations

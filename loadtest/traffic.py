@@ -144,10 +144,10 @@ def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
 
 def draw(path: Path, title: str, samples: Sequence[Sample], bounds: Sequence[tuple[str, float]] = ()) -> None:
     """Memory, descriptors, threads and tasks over time; `bounds` are levels of memory worth a line."""
-    import matplotlib as mpl  # an extra: needed for pictures only
+    import matplotlib as mpl  # noqa: PLC0415  (an extra: needed for pictures only)
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # noqa: PLC0415
 
     at = [sample.at_s / 60 for sample in samples]
     figure, (memory, handles) = plt.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
@@ -166,9 +166,9 @@ def draw(path: Path, title: str, samples: Sequence[Sample], bounds: Sequence[tup
     plt.close(figure)
 
 
-def report(path: Path | None, **figures: Any) -> None:
+def report(path: Path | None, **figures: object) -> None:
     """Print the figures as JSON, and write them beside the picture."""
-    text = json.dumps(figures, indent=2, default=lambda value: asdict(value))
+    text = json.dumps(figures, indent=2, default=asdict)
     print(text)
     if path is not None:
         path.write_text(text + "\n")

@@ -65,7 +65,7 @@ declared = settings(
         "--drain-delay-secs",
         default=0.0,
         type=click.FloatRange(min=0),
-        help="After SIGTERM, how long new calls are still taken while readiness is off, so that balancers notice first.",
+        help="How long after SIGTERM new calls are still taken, with readiness off, so that balancers notice first.",
     ),
     declare(
         "--exit-timeout-secs",
