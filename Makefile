@@ -62,6 +62,10 @@ lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@build/lock/bin/python -m pip freeze --exclude-editable > constraints.txt
 
+.PHONY: soak
+soak: $(READY) ## Mixed traffic for hours, memory watched; SOAK_SECONDS=14400
+	@$(BIN)/python loadtest/soak.py --seconds $(or $(SOAK_SECONDS),14400) --out soak.json
+
 conformance: ## Build the conformance tools into .tools (needs Go)
 	@tests/conformance/install.sh
 

@@ -46,7 +46,7 @@ class ListenOptions:
     """Largest message taken or sent; larger ones end the call with RESOURCE_EXHAUSTED."""
     tls: TlsFiles | None = None
     """None: calls are neither encrypted nor authenticated."""
-    max_inflight_bytes: int | None = 1 << 30
+    max_inflight_bytes: int | None = 256 << 20
     """Bytes of requests and answers held at a time; beyond it requests get RESOURCE_EXHAUSTED. None: no bound."""
     reuse_port: bool = False
     """Whether other processes may listen on the same port and share its connections."""

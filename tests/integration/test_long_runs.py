@@ -64,4 +64,4 @@ def test_memory_stays_bounded_when_ten_times_as_much_is_offered(tmp_path: Path, 
     figures = run(tmp_path, "overload.py", "--seconds", "5", "--inflight-mb", "16", "--transport", transport)
     assert figures["loud"]["answered"] > 0
     assert figures["loud"]["ends"]["RESOURCE_EXHAUSTED"] > 0
-    assert figures["resident_peak_mb"] - figures["resident_before_mb"] < 16 * 16, figures
+    assert figures["resident_peak_mb"] - figures["resident_before_mb"] < 25 * 16, figures

@@ -81,7 +81,7 @@ declared = settings(
     ),
     declare(
         "--max-inflight-mb",
-        default=1024,
+        default=256,
         type=click.IntRange(min=0),
         help="Requests and answers held at a time, in MiB; more are refused. 0: no bound.",
     ),
