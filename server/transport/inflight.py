@@ -69,11 +69,11 @@ class CountCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._counted(handler.unary_unary), handler.request_deserializer, handler.response_serializer
         )
 
-    def _counted(self, behaviour: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+    def _counted(self, behaviour: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
         inflight = self._inflight
 
-        async def counted(request: Message, context: Any) -> Message:  # noqa: ANN401  (a ServicerContext)
-            held = request.ByteSize()
+        async def counted(request: object, context: Any) -> object:  # noqa: ANN401  (a ServicerContext)
+            held = _size(request)
             if not inflight.take(held):
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TEXT, TRAILERS)
 
@@ -82,9 +82,18 @@ class CountCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
             context.add_done_callback(ended)
             response = await behaviour(request, context)
-            size = response.ByteSize()
+            size = _size(response)
             inflight.add(size)
             held += size
             return response
 
         return counted
+
+
+def _size(message: object) -> int:
+    """Its bytes on the wire. Handlers that read messages themselves have bytes, alone or with what they mean."""
+    if isinstance(message, tuple):
+        message = message[0]
+    if isinstance(message, bytes):
+        return len(message)
+    return message.ByteSize() if isinstance(message, Message) else 0
