@@ -112,6 +112,8 @@ class LocalInference:
                 self._scheduler.withdraw(waiter.place)
             self._answer_in_order()
             raise
+        finally:
+            del waiter  # else an error that it was told would hold its own frames, and the request, until collected
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each request that comes from now on, before it is refused or waits."""

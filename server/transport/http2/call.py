@@ -376,6 +376,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """The handler has returned, whatever became of the call."""
         if self._lingers:
             self._connection.lingering -= 1
+        if self._aborted is not None:  # a cycle by way of its frames, which hold the request until it is collected
+            self._aborted.__traceback__ = self._aborted.__context__ = None
         if self._inflight is not None:
             self._working = 0
             self._count(self._inflight)
