@@ -67,6 +67,9 @@ class StatusCodes(enum.Enum):
 
 Metadata = tuple[tuple[str, str], ...]
 
+RETRY_AT_MOST_S: Final = 3600.0
+"""No hint is longer: clients read it as a 32-bit number of milliseconds."""
+
 RETRYABLE: Final[Metadata] = (("retryable", "true"),)
 """The fault was not the request's: the same request may well succeed again, here later or on another replica now."""
 
@@ -81,7 +84,7 @@ def trailers_of(error: InferError) -> Metadata:
     if isinstance(error, Overloaded):
         if error.retry_after_s is None:
             return RETRYABLE
-        wait_ms = str(max(1, round(error.retry_after_s * 1e3)))
+        wait_ms = str(max(1, round(min(error.retry_after_s, RETRY_AT_MOST_S) * 1e3)))
         return (*RETRYABLE, ("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
     if isinstance(error, Draining) or (isinstance(error, EngineFailed) and error.retryable):
         return RETRYABLE
