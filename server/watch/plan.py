@@ -8,7 +8,7 @@ Promise: the same plan makes the same columns of the same rows, in every process
 
 from __future__ import annotations
 
-import enum
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.tensor import Array
+from server.watch.kinds import ANSWERS_ONLY, Kind
 
 Matrix: TypeAlias = NDArray[np.float64]
 
@@ -32,21 +33,6 @@ PROJECTIONS: Final = 12
 POSITIONS: Final = 16384
 """Values of a tensor that projections look at, drawn at random where there are more."""
 OTHER: Final = "(other)"
-
-
-class Kind(enum.StrEnum):
-    """What a tensor is taken for."""
-
-    NUMBERS = "numbers"
-    IMAGE = "image"
-    EMBEDDING = "embedding"
-    TEXT = "text"
-    CATEGORIES = "categories"
-    SIZES = "sizes"
-    """Shapes vary from row to row: only statistics of the values are kept."""
-    PROBABILITIES = "probabilities"
-    LOGITS = "logits"
-    IGNORED = "ignored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +87,7 @@ class Plan:
 def plan_of(tensor: str, rows: Array, kind: Kind | None = None, *, seed: int = 0) -> Plan:
     """A plan that suits these rows, of the reference: by its type and shape, or for what it is said to be."""
     kind = kind or guess(rows)
-    if kind in (Kind.PROBABILITIES, Kind.LOGITS):
+    if kind in ANSWERS_ONLY:
         return _plan_scores(tensor, rows, kind)
     if kind in (Kind.NUMBERS, Kind.CATEGORIES):
         return _plan_values(tensor, rows, kind)
@@ -153,18 +139,15 @@ def _plan_values(tensor: str, rows: Array, kind: Kind) -> Plan:
 
 
 def _categories_of(column: Array, *, forced: bool) -> tuple[str, ...]:
-    if column.dtype != object:
-        column = column.astype(np.float64)
-        column = column[np.isfinite(column)]
-        if not forced and not (_few(column, FEW_VALUES) and np.array_equal(column, np.round(column))):
-            return ()
-    kinds, counts = np.unique(column.astype(bytes) if column.dtype == object else column, return_counts=True)
-    frequent = np.argsort(-counts, kind="stable")[:MAX_CATEGORIES]
-    return tuple(_label(kinds[index]) for index in sorted(frequent))
-
-
-def _label(value: Any) -> str:  # noqa: ANN401  (an element of whatever array)
-    return _text_of(value) if isinstance(value, bytes) else f"{float(value):.17g}"
+    if column.dtype == object:
+        frequent = Counter(map(_text_of, column)).most_common(MAX_CATEGORIES)
+        return tuple(sorted(name for name, _ in frequent))
+    numbers = column.astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not forced and not (_few(numbers, FEW_VALUES) and np.array_equal(numbers, np.round(numbers))):
+        return ()
+    kinds, counts = np.unique(numbers, return_counts=True)
+    return tuple(f"{kinds[index]:.17g}" for index in sorted(np.argsort(-counts, kind="stable")[:MAX_CATEGORIES]))
 
 
 def _plan_reduced(tensor: str, rows: Array, kind: Kind, seed: int) -> Plan:
@@ -254,8 +237,8 @@ def _extract_scores(plan: Plan, rows: Array) -> Matrix:
     scores = rows.reshape(len(rows), -1).astype(np.float64)
     if scores.shape[1] < 2:
         return plan.absent(len(rows))
-    broken = ~np.isfinite(scores).all(axis=1)
-    scores = np.where(broken[:, None], 0.0, scores)
+    broken = np.logical_not(np.isfinite(scores)).any(axis=1)
+    scores = np.where(broken.reshape(-1, 1), 0.0, scores)
     if plan.kind is Kind.LOGITS:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         scores /= scores.sum(axis=1, keepdims=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import distance
 
-Vector: TypeAlias = NDArray[np.float64]
-Matrix: TypeAlias = NDArray[np.float64]
+Vector: TypeAlias = NDArray[np.floating[Any]]
+Matrix: TypeAlias = NDArray[np.floating[Any]]
 Counts: TypeAlias = NDArray[np.int64]
 
 LEAST_EXPECTED: Final = 5.0
@@ -203,7 +203,7 @@ def _divergence(reference: Counts, window: Counts, of: Callable[[Vector, Vector]
     used = merged.shape[1]
     if used < 2:
         return Score(value, 1.0)
-    tested = of(*((row + 0.5) / (row.sum() + 0.5 * used) for row in merged.astype(np.float64)))
+    tested = of((merged[0] + 0.5) / (n + 0.5 * used), (merged[1] + 0.5) / (m + 0.5 * used))
     return Score(value, float(stats.chi2.sf(scale * tested / (1 / n + 1 / m), used - 1)))
 
 
