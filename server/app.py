@@ -27,7 +27,14 @@ from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
-from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc, rollout_pb2_grpc, traffic_pb2_grpc
+from server.pb import (
+    cache_pb2_grpc,
+    grpc_service_pb2,
+    grpc_service_pb2_grpc,
+    rollout_pb2_grpc,
+    traffic_pb2_grpc,
+    watch_pb2_grpc,
+)
 from server.rollout.rollouts import Rollouts
 from server.rollout.store import RolloutStore
 from server.telemetry.assembly import NO_TRACING, Telemetry
@@ -42,9 +49,11 @@ from server.telemetry.rollout import rollout_metrics
 from server.telemetry.sources import source_metrics
 from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import inflight_metrics, transport_metrics
+from server.telemetry.watch import WatchedVersion, watch_metrics
 from server.transport import cache as cache_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
+from server.transport import watch as watch_service
 from server.transport.health import HealthService
 from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions, create_server
@@ -54,6 +63,7 @@ from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
 from server.transport.service import InferenceService, ServiceOptions
 from server.transport.shared_memory import SystemSharedMemory
+from server.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +147,12 @@ class Server:
         limit = options.listen.max_inflight_bytes
         self.inflight = None if limit is None else Inflight(limit)
         self.store = open_store(options.cache, RUNTIME)
+        self.watcher = Watcher()
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
         self.hopeless = asyncio.Event()
         self.hung = HungEngines(options.patience, self._too_many_hang)
-        opener = ModelOpener(self.telemetry, self.store, options.cache_dir, self.hung)
+        opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
         self._transport: Transport | None = None
@@ -200,6 +211,7 @@ class Server:
         except TimeoutError:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
+        await asyncio.to_thread(self.watcher.close)
         await self.store.close()
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
@@ -217,6 +229,18 @@ class Server:
             if model.cache is not None
         ]
         return cache_metrics(models, self.store.statistics())
+
+    def _watch_metrics(self) -> Iterable[Metric]:
+        return watch_metrics(
+            WatchedVersion(
+                model.spec.name,
+                model.spec.version,
+                model.watched.tap.statistics(),
+                None if model.watched.monitor is None else model.watched.monitor.statistics(),
+            )
+            for model in self.models.served()
+            if model.watched is not None
+        )
 
     def _abandon(self) -> None:
         for model in self.models.served():
@@ -238,6 +262,7 @@ class Server:
             ),
             self._cache_metrics,
             lambda: list(rollout_metrics(self.rollouts.status())),
+            self._watch_metrics,
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
@@ -270,8 +295,9 @@ class Server:
         traffic_pb2_grpc.add_TrafficServicer_to_server(arrivals, server)  # type: ignore[no-untyped-call]
         rollouts = rollout_service.RolloutService(self.rollouts, self.options.service.status_codes)
         rollout_pb2_grpc.add_RolloutServicer_to_server(rollouts, server)  # type: ignore[no-untyped-call]
+        watch_pb2_grpc.add_WatchServicer_to_server(watch_service.WatchService(self.models), server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE]
+        own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE, watch_service.SERVICE]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection_service([*own, health, reflection]), server
         )

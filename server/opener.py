@@ -32,6 +32,9 @@ from server.cache.store import Store
 from server.telemetry.assembly import Telemetry
 from server.telemetry.meter import ModelMeter
 from server.transport.model import ServedModel
+from server.watch.settings import watch_options_of
+from server.watch.tap import TappedInference
+from server.watch.watcher import Watched, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +42,13 @@ log = logging.getLogger(__name__)
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
-    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None, hung: HungEngines) -> None:
+    def __init__(
+        self, telemetry: Telemetry, store: Store, watcher: Watcher, hung: HungEngines, cache_dir: Path | None
+    ) -> None:
         self._hung = hung
         self._telemetry = telemetry
         self._store = store
+        self._watcher = watcher
         self._cache_dir = cache_dir
         # Models that are measured at the same time would measure each other.
         self._measuring = threading.Lock()
@@ -52,6 +58,7 @@ class ModelOpener:
         """Raises LoadFailed, or whatever the model's own runtime says."""
         spec = definition.spec
         cache_options = cache_options_of(definition.config.response_cache)
+        watch_options_of(definition.config.watch, spec)  # raises before anything is brought up
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
         cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
         name = f"{spec.name}:{spec.version}"
@@ -81,17 +88,28 @@ class ModelOpener:
         if cache_options is not None and self._store.serves(cache_options):
             cache = CachedInference(local, spec, self._store, cache_options, self._telemetry.tracer.note)
             meter.cache_misses = functools.partial(_misses, cache)
+        try:
+            watched = await asyncio.to_thread(self._watcher.open, definition)
+        except BaseException:
+            await local.close()
+            raise
         return ServedModel(
             spec=spec,
             config=definition.config,
             limits=definition.limits,
             default_deadline_s=definition.default_deadline_s,
-            inference=compose(local, cache, meter, self._telemetry),
+            inference=compose(local, cache, watched, meter, self._telemetry),
             meter=meter,
             engines=local,
             cache=cache,
-            recalls=None if self._telemetry.sees_each else cache,
+            recalls=None if self._telemetry.sees_each or watched is not None else cache,
+            watched=watched,
+            unwatch=functools.partial(self._unwatch, watched),
         )
+
+    async def _unwatch(self, watched: Watched | None) -> None:
+        if watched is not None:
+            await asyncio.to_thread(self._watcher.release, watched)
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
         spec, options = definition.spec, definition.engine
@@ -160,9 +178,19 @@ class ModelOpener:
                 raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
 
 
-def compose(model: Inference, cache: CachedInference | None, meter: ModelMeter, telemetry: Telemetry) -> Inference:
+def compose(
+    model: Inference,
+    cache: CachedInference | None,
+    watched: Watched | None,
+    meter: ModelMeter,
+    telemetry: Telemetry,
+) -> Inference:
     """The layers around a model, innermost first; the cache, where there is one, is around the model already."""
-    return telemetry.around(model if cache is None else cache, meter)
+    if cache is not None:
+        model = cache
+    if watched is not None:  # above the cache: what is remembered is asked, too
+        model = TappedInference(model, watched.tap)
+    return telemetry.around(model, meter)
 
 
 def _misses(cache: CachedInference) -> tuple[int, float]:

@@ -20,7 +20,7 @@ from engines.build import graphs
 from engines.build.errors import BuildFailed
 from engines.build.images import Preprocessing, find_images, read_image
 from engines.spec import TensorSpec
-from engines.tensor import Array, DType
+from engines.tensor import Array, DType, array_of_bytes, join_bytes
 
 Labels: TypeAlias = NDArray[np.int64]
 Column: TypeAlias = Callable[[NDArray[np.int64]], Array]
@@ -82,8 +82,17 @@ class Dataset:
         return Dataset(source=self.source, digest=self.digest, columns=self.columns, index=index, labels=self.labels)
 
 
-def open_data(path: Path, inputs: Sequence[TensorSpec], labels: str = "", preprocessing: Path | None = None) -> Dataset:
+def open_data(
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    labels: str = "",
+    preprocessing: Path | None = None,
+    *,
+    as_served: bool = False,
+) -> Dataset:
     """Rows for these inputs. Raises BuildFailed.
+
+    With `as_served`, text and values that are not finite pass, as they do when they come in requests.
 
     `path` is an .npz, .npy or .parquet file, or a directory of images, which need `preprocessing`. `labels` names an
     array or column of `path`, a .npy file or a text file with one number a line, or is FOLDERS for images.
@@ -94,7 +103,10 @@ def open_data(path: Path, inputs: Sequence[TensorSpec], labels: str = "", prepro
         return _open_images(path, inputs, labels, preprocessing)
     arrays = _read_arrays(path, inputs, labels)
     given = _labels(path, labels, arrays)
-    columns = {spec.name: _fitted(spec, _pick(spec, inputs, arrays, labels, path), path) for spec in inputs}
+    columns = {
+        spec.name: _fitted(spec, _pick(spec, inputs, arrays, labels, path), path, as_served=as_served)
+        for spec in inputs
+    }
     rows = {len(column) for column in columns.values()}
     if len(rows) != 1:
         raise BuildFailed(f"{path}: the inputs have different numbers of rows: {sorted(rows)}")
@@ -111,7 +123,10 @@ def dataset_of(columns: Mapping[str, Array], labels: Labels | None = None, *, so
     digest = hashlib.sha256()
     for name, array in sorted(columns.items()):
         digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if array.dtype == object:
+            digest.update(join_bytes(array.ravel().tolist()))
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return Dataset(
         source=source,
         digest=digest.hexdigest(),
@@ -177,17 +192,22 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(want in (-1, size) for size, want in zip(shape, wanted, strict=True))
 
 
-def _fitted(spec: TensorSpec, array: Array, path: Path) -> Array:
+def _fitted(spec: TensorSpec, array: Array, path: Path, *, as_served: bool = False) -> Array:
+    if as_served and spec.shape == (1,) and array.ndim == 1:  # a column of a table
+        array = array.reshape(-1, 1)
     if array.ndim == 0 or not _fits(array.shape[1:], spec.shape):
         raise BuildFailed(
             f"{path}: rows for input '{spec.name}' have the shape {list(array.shape[1:])}, "
             f"the model takes {list(spec.shape)}"
         )
     wanted = spec.dtype.numpy
+    if as_served and spec.dtype is DType.BYTES and array.dtype.kind in "USO":
+        texts = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+        return array_of_bytes(texts, array.shape)
     if spec.dtype is DType.BYTES or not (array.dtype == wanted or np.can_cast(array.dtype, wanted, "same_kind")):
         raise BuildFailed(f"{path}: input '{spec.name}' is {array.dtype}, the model takes {spec.dtype.label}")
     converted = array.astype(wanted)
-    if np.issubdtype(wanted, np.floating) and not np.isfinite(converted).all():
+    if not as_served and np.issubdtype(wanted, np.floating) and not np.isfinite(converted).all():
         raise BuildFailed(f"{path}: input '{spec.name}' has values that are not finite")
     return converted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
+from server.cli.baseline import baseline
 from server.cli.build import build
 from server.cli.cache import cache
 from server.cli.compare import compare
@@ -16,6 +17,7 @@ from server.cli.rollout import rollout
 from server.cli.serve import serve
 from server.cli.simulate import simulate
 from server.cli.top import top
+from server.cli.watch import watch
 
 click.rich_click.TEXT_MARKUP = "markdown"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -32,5 +34,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label):
+for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label, baseline, watch):
     cli.add_command(command)
