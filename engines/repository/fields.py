@@ -92,6 +92,20 @@ HONOURED: Final = frozenset(
         "response_cache.execute_each",
         "response_cache.always",
         "response_cache.lease_milliseconds",
+        "watch",
+        "watch.enable",
+        "watch.sample_rate",
+        "watch.window_rows",
+        "watch.window_seconds",
+        "watch.level",
+        "watch.looks",
+        "watch.least_psi",
+        "watch.learn_rows",
+        "watch.tensor",
+        "watch.tensor.name",
+        "watch.tensor.kind",
+        "watch.output",
+        "watch.look_milliseconds",
     }
 )
 """Paths of fields that have an effect, or that hold those that do."""
