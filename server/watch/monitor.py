@@ -226,8 +226,8 @@ class Monitor:
         return found, np.repeat(told, rows)
 
     def _look_if_due(self, now: float) -> None:
-        if self._since_look < self.options.stride or now - self._looked_at < self.options.look_s:
-            return
+        if self._since_look < self.options.stride or 0 <= now - self._looked_at < self.options.look_s:
+            return  # a clock that was set back must not end the looks
         assert self._inputs is not None
         self._inputs.window.expire(now)
         if not self._inputs.ready(self.options):
