@@ -74,11 +74,12 @@ def _columns(
     for index, shown in enumerate(distributions):
         column = pb.WatchedColumn(
             name=shown.column.name, tensor=shown.column.tensor, answer=answer, categories=shown.column.categories,
-            edges=shown.edges, reference=shown.reference, window=shown.window, p_value=1.0,
+            edges=shown.edges, reference=shown.reference, window=shown.window, wasserstein=shown.wasserstein,
+            p_value=1.0,
         )  # fmt: skip
         if compared is not None:
             score = compared.columns[index]
-            column.psi, column.distance, column.wasserstein = score.psi, score.distance, score.wasserstein
+            column.psi, column.distance = score.psi, score.distance
             column.missing, column.p_value = score.missing, score.p_value
         yield column
 

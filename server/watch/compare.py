@@ -36,8 +36,6 @@ class ColumnScore:
     psi: float
     distance: float
     """Kolmogorov-Smirnov's for numbers, half the sum of absolute differences of shares for categories."""
-    wasserstein: float
-    """In standard deviations of the reference; 0 for categories."""
     missing: float
     """Share of the window's rows."""
     p_value: float = 1.0
@@ -74,6 +72,8 @@ class Distribution:
     reference: tuple[float, ...]
     window: tuple[float, ...]
     """Shares of all rows; what is missing to 1 is missing, or outside of the edges shown."""
+    wasserstein: float
+    """Distance in standard deviations of the reference; 0 for categories."""
 
 
 class Comparer:
@@ -82,7 +82,7 @@ class Comparer:
     def __init__(self, table: Table) -> None:
         self.table = table
         reference = table.sample.rows
-        self._present = [column[~np.isnan(column)] for column in reference.T]
+        self._present = [np.sort(column[~np.isnan(column)]) for column in reference.T]
         self._edges = [_edges(sketch) for sketch in table.sketches]
         self._counts = [
             _counts(column, values, edges)
@@ -123,7 +123,6 @@ class Comparer:
             column=column,
             psi=_psi(before, counts, rows, len(values)),
             distance=apart,
-            wasserstein=0.0 if column.categories else scores.wasserstein(reference, present),
             missing=(len(values) - len(present)) / max(1, len(values)),
         )
         return score, (test, gone)
@@ -181,7 +180,7 @@ def _psi(before: NDArray[np.int64], now: NDArray[np.int64], rows: int, rows_now:
     if gone or gone_now:
         before, now = np.append(before, gone), np.append(now, gone_now)
     used = before + now > 0
-    return scores.population_stability(before[used], now[used]).value
+    return scores.stability_index(before[used], now[used])
 
 
 def _distribution(sketch: ColumnSketch, reference: NDArray[np.float64], window: NDArray[np.float64]) -> Distribution:
@@ -190,11 +189,14 @@ def _distribution(sketch: ColumnSketch, reference: NDArray[np.float64], window: 
         edges: NDArray[np.floating[Any]] = np.arange(len(column.categories) + 1) - 0.5
     else:
         edges = _shown_edges(reference, window)
-    shares = [
-        tuple((np.histogram(values[~np.isnan(values)], edges)[0] / max(1, len(values))).tolist())
-        for values in (reference, window)
-    ]
-    return Distribution(column, () if column.categories else tuple(edges.tolist()), shares[0], shares[1])
+    present = [values[~np.isnan(values)] for values in (reference, window)]
+    before, now = (
+        tuple((np.histogram(known, edges)[0] / max(1, len(values))).tolist())
+        for known, values in zip(present, (reference, window), strict=True)
+    )
+    if column.categories:
+        return Distribution(column, (), before, now, 0.0)
+    return Distribution(column, tuple(edges.tolist()), before, now, scores.wasserstein(*present))
 
 
 def _shown_edges(reference: Matrix, window: Matrix) -> NDArray[np.floating[Any]]:

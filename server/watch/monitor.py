@@ -33,7 +33,7 @@ from server.watch.table import Table
 from server.watch.windows import Window
 
 HISTORY: Final = 720
-"""Looks that are remembered: an hour of one every five seconds."""
+"""Looks that are remembered: two hours of one every ten seconds."""
 MAX_SIGNALS: Final = 32
 """Inputs that have a signal of their own; metrics have a series for each. The others still count in `drift`."""
 VOLUME_S: Final = 60.0

@@ -45,12 +45,23 @@ NOTHING: Final = Score(0.0, 1.0)
 
 
 def kolmogorov_smirnov(reference: Vector, window: Vector) -> Score:
-    """Largest distance between the two cumulative distributions. With ties the p-value errs towards no alarm."""
-    if not (len(reference) and len(window)):
+    """Largest distance between the two cumulative distributions. With ties the p-value errs towards no alarm.
+
+    The same as `scipy.stats.ks_2samp`, whose checks cost several times what the work does: a look takes one for each
+    column.
+    """
+    n, m = len(reference), len(window)
+    if not (n and m):
         return NOTHING
-    method = "exact" if min(len(reference), len(window)) < EXACT_BELOW else "asymp"
-    found: Any = stats.ks_2samp(reference, window, method=method)
-    return Score(float(found.statistic), float(found.pvalue))
+    if min(n, m) < EXACT_BELOW:
+        found: Any = stats.ks_2samp(reference, window, method="exact")
+        return Score(float(found.statistic), float(found.pvalue))
+    # Stable sorting takes next to no time for the reference, which comes sorted.
+    one, other = np.sort(reference, kind="stable"), np.sort(window)
+    before = np.searchsorted(one, other, side="right") / n, np.searchsorted(one, other, side="left") / n
+    now = np.searchsorted(other, other, side="right") / m, np.searchsorted(other, other, side="left") / m
+    apart = float(max(np.max(now[0] - before[0]), np.max(before[1] - now[1])))
+    return Score(apart, float(stats.kstwo.sf(apart, round(n * m / (n + m)))))
 
 
 def wasserstein(reference: Vector, window: Vector) -> float:
@@ -87,12 +98,16 @@ def missing(reference: tuple[int, int], window: tuple[int, int]) -> Score:
     return Score(abs(gone_now / rows_now - gone / rows), float(found.pvalue))
 
 
-def population_stability(reference: Counts, window: Counts) -> Score:
+def stability_index(reference: Counts, window: Counts) -> float:
     """PSI: the symmetric Kullback-Leibler divergence of the two distributions over the same bins, in nats.
 
-    Half a count is added to each bin, so that empty ones stay finite. Without drift, PSI / (1/n + 1/m) is chi-square
-    distributed with one degree of freedom less than there are bins (Yurdakul 2018), which the p-value rests on.
+    Half a count is added to each bin, so that empty ones stay finite.
     """
+    return _symmetric_kl(_shares(reference), _shares(window))
+
+
+def population_stability(reference: Counts, window: Counts) -> Score:
+    """PSI as a test: PSI / (1/n + 1/m) is chi-square without drift, with bins - 1 degrees of freedom (Yurdakul 2018)."""
     return _divergence(reference, window, _symmetric_kl, scale=1.0)
 
 
@@ -190,6 +205,11 @@ def _sound(p_value: float) -> float:
     return 1.0 if math.isnan(p_value) else float(p_value)
 
 
+def _shares(counts: Counts) -> Vector:
+    shares: Vector = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    return shares
+
+
 def _symmetric_kl(p: Vector, q: Vector) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
@@ -198,12 +218,12 @@ def _divergence(reference: Counts, window: Counts, of: Callable[[Vector, Vector]
     n, m, bins = int(reference.sum()), int(window.sum()), len(reference)
     if bins < 2 or not (n and m):
         return NOTHING
-    value = of((reference + 0.5) / (n + 0.5 * bins), (window + 0.5) / (m + 0.5 * bins))
+    value = of(_shares(reference), _shares(window))
     merged = _merged(np.stack([reference, window]))
     used = merged.shape[1]
     if used < 2:
         return Score(value, 1.0)
-    tested = of((merged[0] + 0.5) / (n + 0.5 * used), (merged[1] + 0.5) / (m + 0.5 * used))
+    tested = of(_shares(merged[0]), _shares(merged[1]))
     return Score(value, float(stats.chi2.sf(scale * tested / (1 / n + 1 / m), used - 1)))
 
 

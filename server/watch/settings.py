@@ -56,7 +56,7 @@ class WatchOptions:
     """No alarm for smaller differences, however sure. 0: any."""
     learn_rows: int = 0
     """Without a baseline, so many rows of the first requests become one. 0: none do."""
-    look_s: float = 5.0
+    look_s: float = 10.0
     """Shortest time between two looks: bounds what looking costs under heavy traffic."""
     hints: Hints = field(default_factory=Hints)
 

@@ -65,7 +65,7 @@ def test_all_that_was_taken_reaches_the_sinks_in_order(thread: TapThread) -> Non
     tap.hand_out()
     assert [each.at for each in book.seen] == list(range(600))
     assert max(map(len, book.lists)) == HAND_OUT
-    assert book.seen[0].request is ONE.request
+    assert book.seen[0].response is ONE.response
     assert repr(tap) == "<Tap [sampled: 600 of 600 | dropped: 0 | waiting: 0, 0 bytes | sink errors: 0]>"
 
 
