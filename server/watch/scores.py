@@ -107,7 +107,7 @@ def stability_index(reference: Counts, window: Counts) -> float:
 
 
 def population_stability(reference: Counts, window: Counts) -> Score:
-    """PSI as a test: without drift, PSI / (1/n + 1/m) is chi-square with bins - 1 degrees of freedom (Yurdakul 2018)."""
+    """PSI as a test: without drift, PSI / (1/n + 1/m) is chi-square with bins - 1 degrees (Yurdakul 2018)."""
     return _divergence(reference, window, _symmetric_kl, scale=1.0)
 
 
