@@ -18,7 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -35,6 +37,7 @@ from server.watch.tap import Tap, TapOptions, TappedInference, TapThread
 
 CALLERS = 64
 WIDTH = 16
+PARTS = ("loop", "others", "total")
 SETTLE_S = 0.3
 """After each turn, until the watch's thread has nothing left to do."""
 SWITCHABLE = """
@@ -60,14 +63,31 @@ server.__main__.main()
 """A server whose taps are switched off by SIGUSR1 and on by SIGUSR2."""
 
 
-def cpu_s(server: Running) -> float:
-    """Seconds of CPU that all threads have used, to the nanosecond."""
-    tasks = Path(f"/proc/{server.pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU time of a server, to the nanosecond; in seconds, or in microseconds per request."""
+
+    loop: float
+    """Of the event loop's thread."""
+    others: float
+    """Of all other threads together, the watch's among them."""
+
+    @property
+    def total(self) -> float:
+        """Of all."""
+        return self.loop + self.others
+
+    @classmethod
+    def of(cls, server: Running) -> Cpu:
+        """Used so far."""
+        tasks = Path(f"/proc/{server.pid}/task").iterdir()
+        used = {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks}
+        loop = used.pop(str(server.pid))
+        return cls(loop, sum(used.values()))
 
 
-async def turn(server: Running, call: grpc.aio.UnaryUnaryMultiCallable, body: bytes, requests: int) -> float:
-    """CPU seconds of a closed loop."""
+async def turn(server: Running, call: grpc.aio.UnaryUnaryMultiCallable, body: bytes, requests: int) -> Cpu:
+    """CPU microseconds per request of a closed loop."""
     left = requests
 
     async def caller() -> None:
@@ -76,30 +96,31 @@ async def turn(server: Running, call: grpc.aio.UnaryUnaryMultiCallable, body: by
             left -= 1
             await call(body, timeout=60)
 
-    before = cpu_s(server)
+    before = Cpu.of(server)
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
     await asyncio.sleep(SETTLE_S)
-    return cpu_s(server) - before
+    after = Cpu.of(server)
+    return Cpu((after.loop - before.loop) / requests * 1e6, (after.others - before.others) / requests * 1e6)
 
 
 async def take_turns(
     server: Running, turns: int, requests: int
-) -> tuple[dict[bool, list[float]], watch_pb2.WatchedModel]:
+) -> tuple[dict[bool, list[Cpu]], watch_pb2.WatchedModel]:
     """CPU microseconds per request by form and turn; and what the watch says at the end."""
     body = request("tiny", WIDTH)
-    found: dict[bool, list[float]] = {False: [], True: []}
+    found: dict[bool, list[Cpu]] = {False: [], True: []}
     async with grpc.aio.insecure_channel(server.url) as channel:
         call = channel.unary_unary(METHOD)
         await turn(server, call, body, 20 * requests)  # warms up, and gives the watch its baseline
         for index in range(turns):
             for tapped in (False, True) if index % 2 else (True, False):
                 os.kill(server.pid, signal.SIGUSR2 if tapped else signal.SIGUSR1)
-                found[tapped].append(await turn(server, call, body, requests) / requests * 1e6)
+                found[tapped].append(await turn(server, call, body, requests))
         status = await WatchStub(channel).Status(watch_pb2.WatchStatusRequest())
     return found, status.models[0]
 
 
-def measure(turns: int, requests: int, rate: float) -> tuple[dict[bool, list[float]], watch_pb2.WatchedModel]:
+def measure(turns: int, requests: int, rate: float) -> tuple[dict[bool, list[Cpu]], watch_pb2.WatchedModel]:
     """Start a server, let it take turns, and end it."""
     config = f"max_batch_size: 64\nwatch {{ enable: true sample_rate: {rate} learn_rows: 500 }}"
     with ExitStack() as stack:
@@ -143,6 +164,23 @@ async def alone_us(rate: float, times: int = 20_000) -> float:
     return least[1] - least[0]
 
 
+def table(found: dict[bool, list[Cpu]], layer: float, rate: float) -> Iterator[str]:
+    """Both forms, and the parts of the price."""
+    without, with_it = ([each.total for each in found[form]] for form in (False, True))
+    mean, median = statistics.mean, statistics.median
+    price = median(a / b - 1 for a, b in zip(with_it, without, strict=True))
+    thread = mean(each.others for each in found[True]) - mean(each.others for each in found[False])
+    base = median(without)
+    yield "| tiny model | server CPU per request, mean | median | price, mean | median |"
+    yield "|---|---|---|---|---|"
+    yield f"| not watched | {mean(without):.1f} us | {base:.1f} us | | |"
+    ratio = mean(with_it) / mean(without) - 1
+    both = f"{mean(with_it):.1f} us | {median(with_it):.1f} us | {ratio:+.1%} | {price:+.1%}"
+    yield f"| watched, {rate:.0%} sampled | {both} |"
+    yield f"| of that the tap, by itself | {layer:.2f} us | | {layer / base:+.1%} | |"
+    yield f"| and the watch's thread | {thread:.2f} us | | {thread / base:+.1%} | |"
+
+
 def main() -> None:
     """Measure, print, and write the table of docs/watching.md if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,18 +191,11 @@ def main() -> None:
     arguments = parser.parse_args()
     layer = asyncio.run(alone_us(arguments.rate))
     found, status = measure(arguments.turns, arguments.requests, arguments.rate)
-    without, with_it = statistics.mean(found[False]), statistics.mean(found[True])
-    price = statistics.median(a / b - 1 for a, b in zip(found[True], found[False], strict=True))
     lines = [
         f"Machine: {machine()}. {CALLERS} callers, {arguments.turns} turns of {arguments.requests} requests.",
         f"{status.sampled} of {status.answered} sampled, {status.dropped} dropped, {status.looks} looks.",
         "",
-        "| tiny model | server CPU per request, mean | median |",
-        "|---|---|---|",
-        f"| not watched | {without:.1f} us | {statistics.median(found[False]):.1f} us |",
-        f"| watched, {arguments.rate:.0%} sampled | {with_it:.1f} us | {statistics.median(found[True]):.1f} us |",
-        f"| price | {with_it / without - 1:+.1%} | {price:+.1%} |",
-        f"| of that the tap, on the event loop | {layer:.2f} us | |",
+        *table(found, layer, arguments.rate),
     ]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True)
     if arguments.markdown:

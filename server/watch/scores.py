@@ -81,12 +81,26 @@ def lower(reference: Vector, window: Vector) -> Score:
 
 
 def chi_square(reference: Counts, window: Counts) -> Score:
-    """Pearson's statistic of the two rows of counts, rare categories put together."""
-    table = _merged(np.stack([reference, window]))
-    if table.shape[1] < 2 or not table.sum(axis=1).all():
+    """Pearson's statistic of the two rows of counts, rare categories put together.
+
+    Where these are still rare together, which a category that was never seen before is, Fisher's exact test takes them,
+    and the p-value is twice the smaller of the two (Bonferroni).
+    """
+    table = np.stack([reference, window])
+    rows = table.sum(axis=1)
+    if not rows.all():
         return NOTHING
-    found: Any = stats.chi2_contingency(table, correction=False)
-    return Score(float(found.statistic), float(found.pvalue))
+    kept, rest = _rare(table)
+    if kept.shape[1] + (rest.sum() > 0) < 2:
+        return NOTHING
+    if _expected_least(table, rest) >= LEAST_EXPECTED:
+        kept, rest = np.column_stack([kept, rest]), np.zeros(2, np.int64)
+    found: Any = stats.chi2_contingency(kept, correction=False) if kept.shape[1] > 1 else None
+    value, p_value = (0.0, 1.0) if found is None else (float(found.statistic), float(found.pvalue))
+    if not rest.any():
+        return Score(value, p_value)
+    odd: Any = stats.fisher_exact(np.column_stack([rest, rows - rest]))
+    return Score(value, min(1.0, 2 * min(p_value, float(odd.pvalue))))
 
 
 def missing(reference: tuple[int, int], window: tuple[int, int]) -> Score:
@@ -227,19 +241,27 @@ def _divergence(reference: Counts, window: Counts, of: Callable[[Vector, Vector]
     return Score(value, float(stats.chi2.sf(scale * tested / (1 / n + 1 / m), used - 1)))
 
 
-def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The table without empty columns, rare ones added up until each cell expects `LEAST_EXPECTED`.
+def _rare(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The columns that expect enough in both rows, and the sum of all others.
 
     Which are rare is read off both rows together, so that the choice does not favour either.
     """
-    table = table[:, table.sum(axis=0) > 0]
-    totals = table.sum(axis=0)
-    share = table.sum(axis=1).min() / max(1, totals.sum())
-    rare = totals * share < LEAST_EXPECTED
-    if not rare.any():
-        return table
-    kept, rest = table[:, ~rare], table[:, rare].sum(axis=1)
-    if rest.sum() * share < LEAST_EXPECTED and kept.shape[1]:  # still too few: they join the rarest that is kept
+    share = table.sum(axis=1).min() / max(1, table.sum())
+    rare = table.sum(axis=0) * share < LEAST_EXPECTED
+    return table[:, ~rare], table[:, rare].sum(axis=1)
+
+
+def _expected_least(table: NDArray[np.int64], column: NDArray[np.int64]) -> float:
+    """What the smaller sample is expected to have of this column."""
+    return float(column.sum() * table.sum(axis=1).min() / max(1, table.sum()))
+
+
+def _merged(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The table with its rare columns put together, and, if they are still rare, with the rarest of the rest."""
+    kept, rest = _rare(table)
+    if not rest.any():
+        return kept
+    if _expected_least(table, rest) < LEAST_EXPECTED and kept.shape[1]:
         kept[:, np.argmin(kept.sum(axis=0))] += rest
         return kept
     return np.column_stack([kept, rest])

@@ -38,12 +38,18 @@ def test_chi_square_is_scipys() -> None:
 
 
 def test_rare_categories_are_put_together() -> None:
-    before, now = np.array([500, 490, 3, 2, 2, 3]), np.array([50, 45, 1, 1, 2, 1])
-    # The ten rare ones expect 1.4 in the window, so that they join the rarest of the rest.
-    table = [[500, 500], [50, 50]]
-    assert scores.chi_square(before, now).p_value == pytest.approx(
-        stats.chi2_contingency(table, correction=False).pvalue
-    )
+    before, now = np.array([500, 440, 23, 12, 12, 13]), np.array([50, 35, 4, 4, 4, 3])
+    together = stats.chi2_contingency([[500, 440, 60], [50, 35, 15]], correction=False)
+    assert scores.chi_square(before, now).p_value == pytest.approx(together.pvalue)
+
+
+def test_categories_that_are_rare_even_together_are_tested_exactly() -> None:
+    before, now = np.array([500, 500, 0, 0]), np.array([48, 47, 3, 2])
+    exact = stats.fisher_exact([[0, 5], [1000, 95]]).pvalue
+    assert scores.chi_square(before, now).p_value == pytest.approx(2 * exact)
+    alone = scores.chi_square(np.array([1000, 0]), np.array([95, 5]))
+    assert alone.p_value == pytest.approx(2 * exact)
+    assert scores.chi_square(np.array([1000, 0]), np.array([100, 0])) is scores.NOTHING
 
 
 def test_missing_is_fishers_exact_test() -> None:
@@ -140,10 +146,15 @@ def binned(rows: scores.Vector) -> scores.Counts:
     return np.bincount(np.clip(((rows + 2) * 2.5).astype(int), 0, 9), minlength=10)
 
 
+def many(rows: scores.Vector) -> scores.Counts:
+    return np.bincount(np.clip(np.abs(rows**3).astype(int), 0, 25), minlength=26)
+
+
 TESTS: dict[str, Callable[[scores.Vector, scores.Vector], scores.Score]] = {
     "ks": scores.kolmogorov_smirnov,
     "lower": scores.lower,
     "chi2": lambda a, b: scores.chi_square(binned(a), binned(b)),
+    "chi2, rare": lambda a, b: scores.chi_square(many(a), many(b)),
     "psi": lambda a, b: scores.population_stability(binned(a), binned(b)),
     "js": lambda a, b: scores.jensen_shannon(binned(a), binned(b)),
     "mmd": lambda a, b: scores.mean_discrepancy(
