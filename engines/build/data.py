@@ -195,6 +195,11 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
 def _fitted(spec: TensorSpec, array: Array, path: Path, *, as_served: bool = False) -> Array:
     if as_served and spec.shape == (1,) and array.ndim == 1:  # a column of a table
         array = array.reshape(-1, 1)
+    if as_served and array.dtype == object and np.issubdtype(spec.dtype.numpy, np.floating):
+        try:
+            array = array.astype(np.float64)  # where a table has no value there is None, which becomes NaN
+        except (TypeError, ValueError) as error:
+            raise BuildFailed(f"{path}: input '{spec.name}' is not all numbers: {error}") from error
     if array.ndim == 0 or not _fits(array.shape[1:], spec.shape):
         raise BuildFailed(
             f"{path}: rows for input '{spec.name}' have the shape {list(array.shape[1:])}, "

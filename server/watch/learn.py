@@ -31,15 +31,14 @@ class Lessons:
         self.rows = 0
         """Rows so far."""
 
-    def take(self, observations: Sequence[Observation]) -> Reference | None:
-        """Learn from these; returns the reference once there is enough. What is left over is not used."""
-        for observation in observations:
-            self._inputs.append(self._copied(observation.request.inputs))
-            self._outputs.append(self._copied(observation.response.outputs))
-            self._rows.append(observation.request.rows)
-            self.rows += observation.request.rows
-            if self.rows >= self._options.learn_rows or self._bytes >= MAX_BYTES:
-                return self._reference(observation.at)
+    def take(self, observation: Observation) -> Reference | None:
+        """Learn from this one; returns the reference once there is enough."""
+        self._inputs.append(self._copied(observation.request.inputs))
+        self._outputs.append(self._copied(observation.response.outputs))
+        self._rows.append(observation.request.rows)
+        self.rows += observation.request.rows
+        if self.rows >= self._options.learn_rows or self._bytes >= MAX_BYTES:
+            return self._reference(observation.at)
         return None
 
     def _copied(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -137,11 +137,10 @@ class Monitor:
         """See Sink.observe."""
         with self._lock:
             self._count(observations)
-            if self._inputs is not None:
+            if self._lessons is not None:
+                observations = self._learn(self._lessons, observations)
+            if self._inputs is not None and observations:
                 self._push(observations)
-            elif self._lessons is not None and (learnt := self._lessons.take(observations)) is not None:
-                self._lessons = None
-                self._take_on(learnt)
 
     def close(self) -> None:
         """See Sink.close. Nothing is left to write."""
@@ -191,6 +190,15 @@ class Monitor:
         self._reference = reference
         self._inputs = _Side(reference.inputs, self.options)
         self._answers = None if reference.answers is None else _Side(reference.answers, self.options)
+
+    def _learn(self, lessons: Lessons, observations: Sequence[Observation]) -> Sequence[Observation]:
+        """Learn from these; returns those that come after the last lesson."""
+        for index, observation in enumerate(observations):
+            if (learnt := lessons.take(observation)) is not None:
+                self._lessons = None
+                self._take_on(learnt)
+                return observations[index + 1 :]
+        return ()
 
     def _push(self, observations: Sequence[Observation]) -> None:
         """Move rows into the windows, no more at a time than lie between two looks."""

@@ -177,8 +177,9 @@ def test_a_baseline_is_learned_if_asked_for() -> None:
     send(watching, world(2, 600))
     assert watching.statistics().state is State.LEARNING
     assert watching.statistics().note == "600 of 1000 rows learned"
-    send(watching, world(3, 400))
+    send(watching, world(3, 450))
     assert watching.statistics().reference_rows == 1000
+    assert watching.statistics().window_rows == 50  # what came after the lessons
     assert watching.statistics().note == "learned from the first 1000 rows sampled"
     send(watching, world(4, 300))
     assert alarms(watching) == set()
