@@ -41,24 +41,23 @@ th {{ border-bottom: 1px solid #cbd2d9; font-weight: 600 }} .alarm {{ color: #c1
 
 
 def write_report(models: Sequence[pb.WatchedModel], path: Path) -> None:
-    """Write an HTML page, or a PNG, by the name's ending. Raises OSError, or ImportError without matplotlib."""
+    """Write an HTML page, or a PNG, by the name's ending. Raises OSError, or ImportError without matplotlib.
+
+    A picture has the models that were compared with something; a page names the others, too.
+    """
     if path.suffix == ".html":
         made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         path.write_text(_PAGE.format(made=made, models="\n".join(map(_section, models))), encoding="utf-8")
         return
-    figure = _figure(sum(_height(model) for model in models))
-    parts = figure.subfigures(len(models), 1, height_ratios=[_height(model) for model in models], squeeze=False)
-    for part, model in zip(parts[:, 0], models, strict=True):
+    shown = [model for model in models if model.columns] or models
+    figure = _figure(sum(_height(model) for model in shown))
+    parts = figure.subfigures(len(shown), 1, height_ratios=[_height(model) for model in shown], squeeze=False)
+    for part, model in zip(parts[:, 0], shown, strict=True):
         _draw(part, model)
     figure.savefig(path, dpi=110)
 
 
 def _section(model: pb.WatchedModel) -> str:
-    figure = _figure(_height(model))
-    _draw(figure, model)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
-    svg = drawn.getvalue()
     rows = "".join(map(_row, model.readings))
     return (
         f"<h2>{html.escape(model.name)} version {html.escape(model.version)}</h2>"
@@ -66,8 +65,17 @@ def _section(model: pb.WatchedModel) -> str:
         f"({html.escape(model.note)}), window of {model.window_rows}; {model.sampled} of {model.answered} requests "
         f"sampled, {model.dropped} dropped</p>"
         f"<table><tr><th>signal</th><th>value</th><th>p-value</th><th>rows</th><th></th></tr>{rows}</table>"
-        f"{svg[svg.index('<svg') :]}"
+        f"{_svg(model) if model.columns else ''}"
     )
+
+
+def _svg(model: pb.WatchedModel) -> str:
+    figure = _figure(_height(model))
+    _draw(figure, model)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg")
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]
 
 
 def _row(reading: pb.WatchReading) -> str:
@@ -89,7 +97,7 @@ def _figure(height: float) -> Figure:
 
 
 def _height(model: pb.WatchedModel) -> float:
-    return 3.2 + 2.1 * max(1, -(-len(_chosen(model)) // COLUMNS))
+    return 3.2 + 2.1 * -(-len(_chosen(model)) // COLUMNS)
 
 
 def _chosen(model: pb.WatchedModel) -> list[pb.WatchedColumn]:
@@ -98,7 +106,7 @@ def _chosen(model: pb.WatchedModel) -> list[pb.WatchedColumn]:
 
 def _draw(figure: Figure | SubFigure, model: pb.WatchedModel) -> None:
     columns = _chosen(model)
-    rows = max(1, -(-len(columns) // COLUMNS))
+    rows = -(-len(columns) // COLUMNS)
     alarms = [reading.signal for reading in model.readings if reading.alarm]
     verdict = f"alarms: {', '.join(alarms)}" if alarms else model.state
     figure.suptitle(f"{model.name} version {model.version}   {verdict}", color=_ALARM if alarms else "black")

@@ -180,16 +180,18 @@ class TapThread:
     def __init__(self, gather_s: float = GATHER_S) -> None:
         self._gather_s = gather_s
         self._taps: tuple[Tap, ...] = ()
+        self._changing = threading.Lock()  # versions come and go on several threads
         self._news = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, tap: Tap) -> None:
         """Care for this tap from now on."""
-        self._taps = (*self._taps, tap)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-            self._thread.start()
+        with self._changing:
+            self._taps = (*self._taps, tap)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+                self._thread.start()
 
     def wake(self) -> None:
         """Something waits."""
@@ -198,7 +200,8 @@ class TapThread:
 
     def release(self, tap: Tap) -> None:
         """The model version is gone: give its sinks the rest and close them. Blocks; harmless if done before."""
-        self._taps = tuple(other for other in self._taps if other is not tap)
+        with self._changing:
+            self._taps = tuple(other for other in self._taps if other is not tap)
         tap.close()
 
     def close(self, timeout_s: float) -> bool:
