@@ -97,9 +97,6 @@ class Sample:
         self._take(other.rows, other.keys)
 
     def _take(self, rows: Matrix, keys: NDArray[np.float64]) -> None:
-        if len(self.rows) == self.size:
-            likely = keys < self.keys.max()
-            rows, keys = rows[likely], keys[likely]
         all_keys = np.concatenate([self.keys, keys])
         order = np.argsort(all_keys)[: self.size]
         self.rows, self.keys = np.concatenate([self.rows, rows])[order], all_keys[order]
