@@ -34,5 +34,20 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label, baseline, watch):
+for command in (
+    serve,
+    demo,
+    models,
+    top,
+    simulate,
+    record,
+    build,
+    compare,
+    profile,
+    cache,
+    rollout,
+    label,
+    baseline,
+    watch,
+):
     cli.add_command(command)
