@@ -619,6 +619,37 @@ class ModelResponseCache(_message.Message):
     always: bool
     def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ..., always: _Optional[bool] = ...) -> None: ...
 
+class ModelCapture(_message.Message):
+    __slots__ = ("enable", "sampling", "max_bytes", "rotate_rows", "rotate_bytes", "rotate_seconds", "redact")
+    class Redaction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DROP: _ClassVar[ModelCapture.Redaction]
+        HASH: _ClassVar[ModelCapture.Redaction]
+    DROP: ModelCapture.Redaction
+    HASH: ModelCapture.Redaction
+    class RedactEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ModelCapture.Redaction
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ModelCapture.Redaction, str]] = ...) -> None: ...
+    ENABLE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REDACT_FIELD_NUMBER: _ClassVar[int]
+    enable: bool
+    sampling: float
+    max_bytes: int
+    rotate_rows: int
+    rotate_bytes: int
+    rotate_seconds: int
+    redact: _containers.ScalarMap[str, ModelCapture.Redaction]
+    def __init__(self, enable: _Optional[bool] = ..., sampling: _Optional[float] = ..., max_bytes: _Optional[int] = ..., rotate_rows: _Optional[int] = ..., rotate_bytes: _Optional[int] = ..., rotate_seconds: _Optional[int] = ..., redact: _Optional[_Mapping[str, ModelCapture.Redaction]] = ...) -> None: ...
+
 class ModelMetrics(_message.Message):
     __slots__ = ("metric_control",)
     class MetricControl(_message.Message):
@@ -696,7 +727,7 @@ class ModelWatch(_message.Message):
     def __init__(self, enable: _Optional[bool] = ..., sample_rate: _Optional[float] = ..., window_rows: _Optional[int] = ..., window_seconds: _Optional[int] = ..., level: _Optional[float] = ..., looks: _Optional[int] = ..., least_psi: _Optional[float] = ..., learn_rows: _Optional[int] = ..., tensor: _Optional[_Iterable[_Union[ModelWatch.Tensor, _Mapping]]] = ..., output: _Optional[str] = ..., look_milliseconds: _Optional[int] = ...) -> None: ...
 
 class ModelConfig(_message.Message):
-    __slots__ = ("name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching", "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags", "parameters", "model_warmup", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "watch")
+    __slots__ = ("name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching", "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags", "parameters", "model_warmup", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "watch", "capture")
     class CcModelFilenamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -744,6 +775,7 @@ class ModelConfig(_message.Message):
     RESPONSE_CACHE_FIELD_NUMBER: _ClassVar[int]
     MODEL_METRICS_FIELD_NUMBER: _ClassVar[int]
     WATCH_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     platform: str
     backend: str
@@ -770,4 +802,5 @@ class ModelConfig(_message.Message):
     response_cache: ModelResponseCache
     model_metrics: ModelMetrics
     watch: ModelWatch
-    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., backend: _Optional[str] = ..., runtime: _Optional[str] = ..., version_policy: _Optional[_Union[ModelVersionPolicy, _Mapping]] = ..., max_batch_size: _Optional[int] = ..., input: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ModelOutput, _Mapping]]] = ..., batch_input: _Optional[_Iterable[_Union[BatchInput, _Mapping]]] = ..., batch_output: _Optional[_Iterable[_Union[BatchOutput, _Mapping]]] = ..., optimization: _Optional[_Union[ModelOptimizationPolicy, _Mapping]] = ..., dynamic_batching: _Optional[_Union[ModelDynamicBatching, _Mapping]] = ..., sequence_batching: _Optional[_Union[ModelSequenceBatching, _Mapping]] = ..., ensemble_scheduling: _Optional[_Union[ModelEnsembling, _Mapping]] = ..., instance_group: _Optional[_Iterable[_Union[ModelInstanceGroup, _Mapping]]] = ..., default_model_filename: _Optional[str] = ..., cc_model_filenames: _Optional[_Mapping[str, str]] = ..., metric_tags: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, ModelParameter]] = ..., model_warmup: _Optional[_Iterable[_Union[ModelWarmup, _Mapping]]] = ..., model_operations: _Optional[_Union[ModelOperations, _Mapping]] = ..., model_transaction_policy: _Optional[_Union[ModelTransactionPolicy, _Mapping]] = ..., model_repository_agents: _Optional[_Union[ModelRepositoryAgents, _Mapping]] = ..., response_cache: _Optional[_Union[ModelResponseCache, _Mapping]] = ..., model_metrics: _Optional[_Union[ModelMetrics, _Mapping]] = ..., watch: _Optional[_Union[ModelWatch, _Mapping]] = ...) -> None: ...
+    capture: ModelCapture
+    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., backend: _Optional[str] = ..., runtime: _Optional[str] = ..., version_policy: _Optional[_Union[ModelVersionPolicy, _Mapping]] = ..., max_batch_size: _Optional[int] = ..., input: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ModelOutput, _Mapping]]] = ..., batch_input: _Optional[_Iterable[_Union[BatchInput, _Mapping]]] = ..., batch_output: _Optional[_Iterable[_Union[BatchOutput, _Mapping]]] = ..., optimization: _Optional[_Union[ModelOptimizationPolicy, _Mapping]] = ..., dynamic_batching: _Optional[_Union[ModelDynamicBatching, _Mapping]] = ..., sequence_batching: _Optional[_Union[ModelSequenceBatching, _Mapping]] = ..., ensemble_scheduling: _Optional[_Union[ModelEnsembling, _Mapping]] = ..., instance_group: _Optional[_Iterable[_Union[ModelInstanceGroup, _Mapping]]] = ..., default_model_filename: _Optional[str] = ..., cc_model_filenames: _Optional[_Mapping[str, str]] = ..., metric_tags: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, ModelParameter]] = ..., model_warmup: _Optional[_Iterable[_Union[ModelWarmup, _Mapping]]] = ..., model_operations: _Optional[_Union[ModelOperations, _Mapping]] = ..., model_transaction_policy: _Optional[_Union[ModelTransactionPolicy, _Mapping]] = ..., model_repository_agents: _Optional[_Union[ModelRepositoryAgents, _Mapping]] = ..., response_cache: _Optional[_Union[ModelResponseCache, _Mapping]] = ..., model_metrics: _Optional[_Union[ModelMetrics, _Mapping]] = ..., watch: _Optional[_Union[ModelWatch, _Mapping]] = ..., capture: _Optional[_Union[ModelCapture, _Mapping]] = ...) -> None: ...
