@@ -9,6 +9,7 @@ from server.cli.build import build
 from server.cli.cache import cache
 from server.cli.compare import compare
 from server.cli.demo import demo
+from server.cli.feedback import feedback
 from server.cli.label import label
 from server.cli.models import models
 from server.cli.profile import profile
@@ -49,5 +50,6 @@ for command in (
     label,
     baseline,
     watch,
+    feedback,
 ):
     cli.add_command(command)
