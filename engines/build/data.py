@@ -7,11 +7,10 @@ both shapes in the text.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from engines.build import graphs
 from engines.build.errors import BuildFailed
 from engines.build.images import Preprocessing, find_images, read_image
+from engines.build.parquet import read_parquet
 from engines.spec import TensorSpec
 from engines.tensor import Array, DType, array_of_bytes, join_bytes
 
@@ -94,14 +94,16 @@ def open_data(
 
     With `as_served`, text and values that are not finite pass, as they do when they come in requests.
 
-    `path` is an .npz, .npy or .parquet file, or a directory of images, which need `preprocessing`. `labels` names an
+    `path` is an .npz, .npy or .parquet file, a directory of .parquet files, as a server captures them, or a directory
+    of images, which need `preprocessing`. `labels` names an
     array or column of `path`, a .npy file or a text file with one number a line, or is FOLDERS for images.
     """
     if not path.exists():
         raise BuildFailed(f"{path} does not exist")
-    if path.is_dir():
+    captured = path.is_dir() and any(path.rglob("*.parquet"))
+    if path.is_dir() and not captured:
         return _open_images(path, inputs, labels, preprocessing)
-    arrays = _read_arrays(path, inputs, labels)
+    arrays = read_parquet(path, inputs, labels) if captured else _read_arrays(path, inputs, labels)
     given = _labels(path, labels, arrays)
     columns = {
         spec.name: _fitted(spec, _pick(spec, inputs, arrays, labels, path), path, as_served=as_served)
@@ -145,32 +147,10 @@ def _read_arrays(path: Path, inputs: Sequence[TensorSpec], labels: str) -> dict[
     except (OSError, ValueError) as error:
         raise BuildFailed(f"{path} cannot be read: {error}") from error
     if path.suffix == ".parquet":
-        return _read_parquet(path, inputs, labels)
-    raise BuildFailed(f"{path}: data comes from .npz, .npy and .parquet files and from directories of images")
-
-
-def _read_parquet(path: Path, inputs: Sequence[TensorSpec], labels: str) -> dict[str, Array]:
-    """Columns by name; where none is called like the only input, all but the labels side by side are that input."""
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise BuildFailed("Parquet files need pyarrow: pip install 'kairos[build]'") from error
-    table = parquet.read_table(path)
-    arrays = {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
-    if len(inputs) == 1 and inputs[0].name not in arrays:
-        features = [array for name, array in arrays.items() if name != labels]
-        if any(array.ndim != 1 for array in features):
-            raise BuildFailed(f"{path} has no column '{inputs[0].name}', and its columns are not all plain numbers")
-        arrays = {inputs[0].name: np.stack(features, axis=1)} | {n: a for n, a in arrays.items() if n == labels}
-    return {
-        name: array.reshape(-1, *_shape_of(name, inputs)) if array.ndim == 2 else array
-        for name, array in arrays.items()
-    }
-
-
-def _shape_of(name: str, inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Lists in Parquet are flat; the input says their shape."""
-    return next((spec.shape for spec in inputs if spec.name == name and spec.fixed), (-1,))
+        return read_parquet(path, inputs, labels)
+    raise BuildFailed(
+        f"{path}: data comes from .npz, .npy and .parquet files, and from directories of images or of Parquet files"
+    )
 
 
 def _pick(
