@@ -109,6 +109,8 @@ def reader(path: Path) -> sqlite3.Connection:
 
 def _settle(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
     """Run the jobs in one transaction; each that raises is undone alone."""
+    # From here on nobody can call them back, and settling them cannot fail.
+    jobs = [(job, future) for job, future in jobs if future.set_running_or_notify_cancel()]
     done: list[tuple[Future[Any], Any]] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
