@@ -180,16 +180,16 @@ class Command:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Make sure that nothing is left of a program that still runs."""
+    """Make sure that nothing is left of a program that still runs, and of what it started."""
     if process.returncode is not None:
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_END_S):
-                await process.wait()
-                return
+    with suppress(ProcessLookupError, TimeoutError):
+        os.killpg(process.pid, signal.SIGTERM)
+        async with asyncio.timeout(_END_S):
+            await process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 class JobManifest:

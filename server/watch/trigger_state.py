@@ -118,7 +118,6 @@ class TriggerStore:
 
     def update(self, delivery: Delivery) -> Future[None]:
         """Keep how a delivery stands now. Raises Overloaded."""
-
         key = (delivery.event.id, delivery.action)
 
         def job(connection: sqlite3.Connection) -> None:
