@@ -620,7 +620,7 @@ class ModelResponseCache(_message.Message):
     def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ..., always: _Optional[bool] = ...) -> None: ...
 
 class ModelCapture(_message.Message):
-    __slots__ = ("enable", "sample_rate", "max_bytes", "rotate_rows", "rotate_bytes", "rotate_seconds", "redact")
+    __slots__ = ("enable", "share", "max_bytes", "rotate_rows", "rotate_bytes", "rotate_seconds", "redact")
     class Redaction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DROP: _ClassVar[ModelCapture.Redaction]
@@ -635,20 +635,20 @@ class ModelCapture(_message.Message):
         value: ModelCapture.Redaction
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ModelCapture.Redaction, str]] = ...) -> None: ...
     ENABLE_FIELD_NUMBER: _ClassVar[int]
-    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROTATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     ROTATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROTATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REDACT_FIELD_NUMBER: _ClassVar[int]
     enable: bool
-    sample_rate: float
+    share: float
     max_bytes: int
     rotate_rows: int
     rotate_bytes: int
     rotate_seconds: int
     redact: _containers.ScalarMap[str, ModelCapture.Redaction]
-    def __init__(self, enable: _Optional[bool] = ..., sample_rate: _Optional[float] = ..., max_bytes: _Optional[int] = ..., rotate_rows: _Optional[int] = ..., rotate_bytes: _Optional[int] = ..., rotate_seconds: _Optional[int] = ..., redact: _Optional[_Mapping[str, ModelCapture.Redaction]] = ...) -> None: ...
+    def __init__(self, enable: _Optional[bool] = ..., share: _Optional[float] = ..., max_bytes: _Optional[int] = ..., rotate_rows: _Optional[int] = ..., rotate_bytes: _Optional[int] = ..., rotate_seconds: _Optional[int] = ..., redact: _Optional[_Mapping[str, ModelCapture.Redaction]] = ...) -> None: ...
 
 class ModelMetrics(_message.Message):
     __slots__ = ("metric_control",)

@@ -40,8 +40,8 @@ _JOURNAL: Final = ".journal"
 class CaptureOptions:
     """How much is kept of a model, and in what pieces."""
 
-    rate: float = 0.1
-    """Share of the requests."""
+    share: float = 1.0
+    """Of the requests that the tap takes."""
     max_bytes: int = 1 << 30
     """Of all files of the model."""
     rotate_rows: int = 10_000
@@ -54,11 +54,11 @@ def capture_options_of(config: ModelCapture) -> CaptureOptions | None:
     """The options, or None when nothing is to be captured. Raises LoadFailed."""
     if not config.enable:
         return None
-    if not 0.0 <= config.sample_rate <= 1.0:
-        raise LoadFailed(f"capture.sample_rate: {config.sample_rate:g} is not between 0 and 1")
+    if not 0.0 <= config.share <= 1.0:
+        raise LoadFailed(f"capture.share: {config.share:g} is not between 0 and 1")
     default = CaptureOptions()
     options = CaptureOptions(
-        rate=config.sample_rate or default.rate,
+        share=config.share or default.share,
         max_bytes=config.max_bytes or default.max_bytes,
         rotate_rows=config.rotate_rows or default.rotate_rows,
         rotate_bytes=config.rotate_bytes or default.rotate_bytes,
@@ -116,7 +116,7 @@ class Capture:
             self._rotate(observations[0].at)
             try:
                 if self._journal is None:
-                    self._journal = _Journal(self._pa, self._folder, self._schema.schema, observations[0].at)
+                    self._journal = self._open_journal(observations[0].at)
                 self._journal.write(batch)
             except OSError:
                 self._failed += batch.num_rows
@@ -140,6 +140,11 @@ class Capture:
     def statistics(self) -> CaptureStatistics:
         """A snapshot."""
         return CaptureStatistics(self._rows, self._failed, self._files, self._recovered, self._size_bytes)
+
+    def _open_journal(self, at: float) -> _Journal:
+        """Names sort by time, and those of one server at the same time by their order."""
+        name = f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S.%f}Z-{self._files:06d}-{secrets.token_hex(4)}"
+        return _Journal(self._pa, self._folder / f"{name}{_JOURNAL}", self._schema.schema, at)
 
     def _rotate(self, now: float) -> None:
         journal, options = self._journal, self._options
@@ -194,9 +199,8 @@ class Capture:
 class _Journal:
     """An Arrow stream that other processes leave alone while it is open."""
 
-    def __init__(self, pa: Any, folder: Path, schema: Any, at: float) -> None:  # noqa: ANN401
-        name = f"{datetime.fromtimestamp(at, UTC):%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
-        self.path = folder / f"{name}{_JOURNAL}"
+    def __init__(self, pa: Any, path: Path, schema: Any, at: float) -> None:  # noqa: ANN401
+        self.path = path
         self.opened_at = at
         self.rows = self.size_bytes = 0
         self._file = self.path.open("xb", buffering=0)

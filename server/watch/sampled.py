@@ -1,4 +1,4 @@
-"""Passes on a share of what a tap took, so that sinks of different rates can share the tap of the highest."""
+"""Passes on a share of what a tap took."""
 
 from __future__ import annotations
 
@@ -27,8 +27,3 @@ class SampledSink:
     def close(self) -> None:
         """See Sink.close."""
         self._sink.close()
-
-
-def sampled(sink: Sink, rate: float, tap_rate: float) -> Sink:
-    """The sink on a tap of `tap_rate`, seeing `rate` of the requests."""
-    return sink if rate >= tap_rate else SampledSink(sink, rate / tap_rate)

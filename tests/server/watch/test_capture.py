@@ -22,7 +22,7 @@ from server.pb.model_config_pb2 import ModelCapture
 from server.watch import capture as room
 from server.watch.capture import Capture, CaptureOptions, capture_options_of
 from server.watch.captured import Redaction
-from server.watch.sampled import SampledSink, sampled
+from server.watch.sampled import SampledSink
 from tests.server.watch.support import SPEC, images, observation, scores
 
 ODD = ModelSpec(
@@ -209,8 +209,8 @@ def test_settings_of_a_model(tmp_path: Path) -> None:
     assert capture_options_of(ModelCapture()) is None
     options = capture_options_of(ModelCapture(enable=True, redact={"x": ModelCapture.HASH, "y": ModelCapture.DROP}))
     assert options == CaptureOptions(redact={"x": Redaction.HASH, "y": Redaction.DROP})
-    with pytest.raises(LoadFailed, match="sample_rate: 2 is not between"):
-        capture_options_of(ModelCapture(enable=True, sample_rate=2.0))
+    with pytest.raises(LoadFailed, match="share: 2 is not between"):
+        capture_options_of(ModelCapture(enable=True, share=2.0))
     with pytest.raises(LoadFailed, match="is more than max_bytes"):
         capture_options_of(ModelCapture(enable=True, max_bytes=10))
     with pytest.raises(LoadFailed, match="no input or output 'nothing'"):
@@ -223,7 +223,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         Capture(SPEC, CaptureOptions(), tmp_path)
 
 
-def test_a_sink_of_a_lower_rate_gets_its_share() -> None:
+def test_a_sink_gets_its_share() -> None:
     seen: list[object] = []
 
     class Recorder:
@@ -236,9 +236,7 @@ def test_a_sink_of_a_lower_rate_gets_its_share() -> None:
             self.closed = True
 
     recorder = Recorder()
-    assert sampled(recorder, 0.5, 0.5) is recorder
-    sink = sampled(recorder, 0.1, 0.5)
-    assert isinstance(sink, SampledSink)
+    sink = SampledSink(recorder, 0.2)
     each = observation(images(1), scores(1))
     for _ in range(100):
         sink.observe([each] * 20)
