@@ -29,6 +29,7 @@ from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
 from server.pb import (
     cache_pb2_grpc,
+    feedback_pb2_grpc,
     grpc_service_pb2,
     grpc_service_pb2_grpc,
     rollout_pb2_grpc,
@@ -41,6 +42,7 @@ from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
 from server.telemetry.families import gauge
+from server.telemetry.feedback import feedback_metrics
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
@@ -51,6 +53,7 @@ from server.telemetry.traces import TraceOptions
 from server.telemetry.transport import inflight_metrics, transport_metrics
 from server.telemetry.watch import WatchedVersion, watch_metrics
 from server.transport import cache as cache_service
+from server.transport import feedback as feedback_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
 from server.transport import watch as watch_service
@@ -63,6 +66,8 @@ from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
 from server.transport.service import InferenceService, ServiceOptions
 from server.transport.shared_memory import SystemSharedMemory
+from server.watch.feedback import Feedback, Readable
+from server.watch.trigger_file import TriggerOptions
 from server.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -106,6 +111,8 @@ class ServerOptions:
     """Folder for optimised graphs. None: optimise at each start."""
     state_dir: Path | None = None
     """Folder for what must outlive the server. None: nothing does."""
+    triggers: TriggerOptions | None = None
+    """What to do when models change. None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,8 @@ class Server:
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
         self.hopeless = asyncio.Event()
         self.hung = HungEngines(options.patience, self._too_many_hang)
+        self.feedback = Feedback(options.state_dir, options.triggers, self._watched)
+        self.watcher = Watcher((self.feedback.prediction_sink, self.feedback.capture_sink))
         opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
@@ -172,6 +181,7 @@ class Server:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
         self.store.start()
         self.rollouts.open(self.manager)
+        self.feedback.open()
         # Health and metadata answer while models load; inference says that they are not ready.
         await server.start()
         self.manager.subscribe(self._model_changed)
@@ -212,6 +222,7 @@ class Server:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
         await asyncio.to_thread(self.watcher.close)
+        await self.feedback.close()
         await self.store.close()
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
@@ -242,6 +253,12 @@ class Server:
             if model.watched is not None
         )
 
+    def _watched(self) -> list[tuple[str, int, Readable | None]]:
+        return [
+            (model.spec.name, model.spec.version, None if model.watched is None else model.watched.monitor)
+            for model in self.models.served()
+        ]
+
     def _abandon(self) -> None:
         for model in self.models.served():
             model.engines.abandon()
@@ -263,6 +280,7 @@ class Server:
             self._cache_metrics,
             lambda: list(rollout_metrics(self.rollouts.status())),
             self._watch_metrics,
+            lambda: feedback_metrics(self.feedback.statistics()),
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
@@ -296,10 +314,11 @@ class Server:
         rollouts = rollout_service.RolloutService(self.rollouts, self.options.service.status_codes)
         rollout_pb2_grpc.add_RolloutServicer_to_server(rollouts, server)  # type: ignore[no-untyped-call]
         watch_pb2_grpc.add_WatchServicer_to_server(watch_service.WatchService(self.models), server)  # type: ignore[no-untyped-call]
+        feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback_service.FeedbackService(self.feedback), server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE, watch_service.SERVICE]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection_service([*own, health, reflection]), server
+            reflection_service([*own, feedback_service.SERVICE, health, reflection]), server
         )
 
     def _phase_changed(self, phase: Phase) -> None:

@@ -106,6 +106,14 @@ HONOURED: Final = frozenset(
         "watch.tensor.kind",
         "watch.output",
         "watch.look_milliseconds",
+        "capture",
+        "capture.enable",
+        "capture.share",
+        "capture.max_bytes",
+        "capture.rotate_rows",
+        "capture.rotate_bytes",
+        "capture.rotate_seconds",
+        "capture.redact",
     }
 )
 """Paths of fields that have an effect, or that hold those that do."""

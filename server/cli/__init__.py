@@ -18,6 +18,7 @@ from server.cli.rollout import rollout
 from server.cli.serve import serve
 from server.cli.simulate import simulate
 from server.cli.top import top
+from server.cli.triggers import triggers
 from server.cli.watch import watch
 
 click.rich_click.TEXT_MARKUP = "markdown"
@@ -51,5 +52,6 @@ for command in (
     baseline,
     watch,
     feedback,
+    triggers,
 ):
     cli.add_command(command)

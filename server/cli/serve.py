@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engines.errors import InferError
 from server.app import VERSION, Addresses, Server, ServerOptions, run
-from server.cli.options import cache, listening, models, protocol, telemetry
+from server.cli.options import cache, listening, models, protocol, telemetry, watching
 from server.cli.settings import read_config
 from server.loop import new_event_loop
 from server.telemetry.otel import Environment, read_environment
@@ -41,6 +41,7 @@ HOPELESS: Final = 3
 @telemetry.declared
 @protocol.declared
 @cache.declared
+@watching.declared
 def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the settings by name)
     """Serve the models of one or more repositories until SIGTERM or Ctrl-C, then drain.
 
@@ -91,6 +92,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         patience=models.patience(values),
         exit_on_error=values["exit_on_error"],
         cache_dir=values["cache_dir"],
+        triggers=watching.trigger_options(values),
         state_dir=values["state_dir"],
     )
 

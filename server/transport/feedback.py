@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from grpc import StatusCode
 
@@ -28,11 +28,20 @@ MAX_TEXT: Final = 256
 """Longest id, label and name of a metric, in characters."""
 
 
-class FeedbackService(FeedbackServicer):
-    """Answers for one server process. `store` is None in a server without a state directory."""
+class Recording(Protocol):
+    """Where outcomes go."""
 
-    def __init__(self, store: OutcomeStore | None) -> None:
-        self._store = store
+    @property
+    def store(self) -> OutcomeStore | None:
+        """None while no model's predictions are recorded."""
+        ...
+
+
+class FeedbackService(FeedbackServicer):
+    """Answers for one server process."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
 
     async def Report(self, request: pb.ReportRequest, context: Call) -> pb.ReportResponse:
         """Some outcomes; on disk when this returns."""
@@ -70,9 +79,11 @@ class FeedbackService(FeedbackServicer):
         )  # fmt: skip
 
     async def _opened(self, context: Call) -> OutcomeStore:
-        if self._store is None:
-            await context.abort(StatusCode.FAILED_PRECONDITION, "the server has no state directory to keep outcomes in")
-        return self._store
+        store = self._recording.store
+        if store is None:
+            text = "no model's predictions are recorded: none is watched or captured, or there is no state directory"
+            await context.abort(StatusCode.FAILED_PRECONDITION, text)
+        return store
 
 
 async def _take(store: OutcomeStore, request: pb.ReportRequest) -> Counter[Result]:

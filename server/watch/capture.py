@@ -98,6 +98,7 @@ class Capture:
         self._rows = self._failed = self._files = self._recovered = self._size_bytes = 0
         self._journal: _Journal | None = None
         self._lock = threading.Lock()
+        self.closed = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._schema = RowSchema(spec, options.redact, _key(state_dir / FOLDER / _KEY))
@@ -134,6 +135,7 @@ class Capture:
 
     def close(self) -> None:
         """Close the journal, whatever its age. Raises OSError."""
+        self.closed = True
         with self._lock:
             self._finish()
 
