@@ -41,7 +41,7 @@ _TAIL: Final = 2000
 """Bytes of a program's output that are told when it fails."""
 _END_S: Final = 5.0
 """How long a program may take to end when it is told to, before it is killed."""
-_SAFE: Final = re.compile(r"[A-Za-z0-9._-]+")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 _GONE: Final = 410
 
 
@@ -197,6 +197,7 @@ class JobManifest:
 
     In the template `${event_id}`, `${rule}`, `${model}`, `${version}`, `${signal}`, `${value}` stand for parts of the
     event, `${name}` for a valid name of its Job, `${event}` for all of it as a quoted text, `$$` for a dollar sign.
+    Other characters than letters, digits, `.`, `_` and `-` are `_` in all but the last.
     """
 
     def __init__(self, options: JobOptions, source: str) -> None:
@@ -254,7 +255,7 @@ def environment(event: Event) -> dict[str, str]:
 
 
 def _placeholders(event: Event, source: str) -> Mapping[str, str]:
-    """Each is safe in YAML and JSON: what is not plain letters and digits is quoted."""
+    """Each is safe between quotes: what is not plain letters and digits becomes `_`; `event` brings its own quotes."""
     plain = {"rule": event.rule, "model": event.model, "signal": event.signal}
     name = re.sub(r"[^a-z0-9]+", "-", f"{event.rule}-{event.model}".lower()).strip("-")[:40].strip("-")
     return {
@@ -263,7 +264,7 @@ def _placeholders(event: Event, source: str) -> Mapping[str, str]:
         "version": str(event.version),
         "value": repr(event.value),
         "event": json.dumps(as_text(event, source)),
-        **{key: text if _SAFE.fullmatch(text) else json.dumps(text) for key, text in plain.items()},
+        **{key: _UNSAFE.sub("_", text) for key, text in plain.items()},
     }
 
 

@@ -171,7 +171,8 @@ apiVersion: batch/v1
 kind: Job
 metadata: { name: "${name}", labels: { rule: "${rule}", cost: "$$5" } }
 spec: { template: { spec: { containers: [ { name: train, env: [
-  { name: MODEL, value: ${model} }, { name: VERSION, value: "${version}" }, { name: EVENT, value: ${event} } ] } ] } } }
+  { name: MODEL, value: "${model}" }, { name: VERSION, value: "${version}" }, { name: EVENT, value: ${event} }
+] } ] } } }
 """
 
 
@@ -187,8 +188,8 @@ def test_a_job_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     job = yaml.safe_load((folder / "ab12.yaml").read_text())
     assert job["metadata"] == {"name": "digits-drift-a-b-c-ab12", "labels": {"rule": "digits-drift", "cost": "$5"}}
     env = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-    assert env["MODEL"] == 'a"b: {c}'
-    assert json.loads(env["EVENT"])["data"]["value"] == 0.375
+    assert env["MODEL"] == "a_b___c_"
+    assert json.loads(env["EVENT"])["data"]["model"] == 'a"b: {c}'
     deliver(JobOptions(template=template, output=None, retry=RETRY))
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "Job"
     template.write_text("${nonsense}")
