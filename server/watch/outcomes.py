@@ -213,19 +213,19 @@ class OutcomeStore:
 
 def _insert(connection: sqlite3.Connection, predictions: Iterable[Prediction]) -> int:
     """How many were new."""
-    added = 0
-    for each in predictions:
-        values = (
+    rows = [
+        (
             *(each.model, each.id, each.row, each.version, each.at, each.predicted, each.label),
             None if math.isnan(each.confidence) else each.confidence,  # SQLite knows no NaN
         )
-        inserted = connection.execute("INSERT OR IGNORE INTO predictions VALUES (?,?,?,?,?,?,?,?)", values).rowcount
-        if inserted:
-            connection.execute(
-                "UPDATE outcomes SET joined = 1 WHERE model = ? AND id = ? AND row = ? AND joined = 0", values[:3]
-            )
-        added += inserted
-    return added
+        for each in predictions
+    ]
+    added = connection.executemany("INSERT OR IGNORE INTO predictions VALUES (?,?,?,?,?,?,?,?)", rows).rowcount
+    connection.executemany(
+        "UPDATE outcomes SET joined = 1 WHERE model = ? AND id = ? AND row = ? AND joined = 0",
+        [row[:3] for row in rows],
+    )
+    return max(0, added)
 
 
 def _report(connection: sqlite3.Connection, outcome: Outcome, now: float) -> Result:

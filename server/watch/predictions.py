@@ -28,25 +28,27 @@ class PredictionSink:
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Record those that outcomes can be reported of."""
-        self._store.record([each for seen in observations for each in self._predictions(seen)])
+        known = [seen for seen in observations if seen.request.id]
+        if len(known) < len(observations):
+            self._store.missing_id(sum(seen.request.rows for seen in observations if not seen.request.id))
+        if known:
+            self._store.record(list(self._predictions(known)))
 
     def close(self) -> None:
         """Nothing is held here."""
 
-    def _predictions(self, seen: Observation) -> Iterator[Prediction]:
-        request = seen.request
-        if not request.id:
-            self._store.missing_id(request.rows)
-            return
-        scores = self._scores(seen.response.outputs)
-        for row in range(request.rows):
-            predicted, label, confidence = -1, "", math.nan
-            if scores is not None and self._output is not None:
-                predicted = int(scores[row].argmax())
-                labels = self._output.labels
-                label = labels[predicted] if predicted < len(labels) else ""
-                confidence = confidence_of(scores[row])
-            yield Prediction(request.model, request.id, row, request.version, seen.at, predicted, label, confidence)
+    def _predictions(self, observations: Sequence[Observation]) -> Iterator[Prediction]:
+        """Scores of all of them are looked at together: numpy takes as long for one row as for many."""
+        scores = [self._scores(seen.response.outputs) for seen in observations]
+        given = [each for each in scores if each is not None]
+        answers = iter(_answers(np.concatenate(given))) if given else iter(())
+        labels = () if self._output is None else self._output.labels
+        for seen, found in zip(observations, scores, strict=True):
+            request = seen.request
+            for row in range(request.rows):
+                predicted, confidence = (-1, math.nan) if found is None else next(answers)
+                label = labels[predicted] if 0 <= predicted < len(labels) else ""
+                yield Prediction(request.model, request.id, row, request.version, seen.at, predicted, label, confidence)
 
     def _scores(self, outputs: Sequence[Tensor]) -> NDArray[np.float64] | None:
         """One line of scores for each row, if the caller asked for that output."""
@@ -54,6 +56,11 @@ class PredictionSink:
             return None
         found = next((tensor for tensor in outputs if tensor.name == self._output.name), None)
         return None if found is None else to_array(found).astype(np.float64).reshape(-1, self._output.shape[-1])
+
+
+def _answers(scores: NDArray[np.float64]) -> list[tuple[int, float]]:
+    """For each line the class with the highest score, and how sure that is."""
+    return list(zip(scores.argmax(axis=1).tolist(), confidence_of(scores).tolist(), strict=True))
 
 
 def scores_of(spec: ModelSpec, output: str = "") -> TensorSpec | None:
@@ -71,10 +78,14 @@ def scores_of(spec: ModelSpec, output: str = "") -> TensorSpec | None:
     return found[0] if len(found) == 1 else None
 
 
-def confidence_of(scores: NDArray[np.float64]) -> float:
-    """The highest probability: of scores that are probabilities already, else of their softmax. NaN if not finite."""
-    if not np.isfinite(scores).all():
-        return math.nan
-    if scores.min() >= 0.0 and abs(scores.sum() - 1.0) < 1e-2:
-        return float(min(1.0, scores.max()))
-    return float(1.0 / np.exp(scores - scores.max()).sum())
+def confidence_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each line's highest probability: of scores that are probabilities already, else of their softmax.
+
+    NaN where they are not finite.
+    """
+    best = scores.max(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        probabilities = (scores.min(axis=1) >= 0.0) & (np.abs(scores.sum(axis=1) - 1.0) < 1e-2)
+        softmax = 1.0 / np.exp(scores - best[:, None]).sum(axis=1)
+    found = np.where(probabilities, np.minimum(1.0, best), softmax)
+    return np.where(np.isfinite(scores).all(axis=1), found, np.nan)

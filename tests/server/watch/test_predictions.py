@@ -64,6 +64,5 @@ def test_which_output_has_the_scores() -> None:
 
 
 def test_confidence_of_probabilities_logits_and_nonsense() -> None:
-    assert confidence_of(np.array([0.25, 0.75])) == 0.75
-    assert confidence_of(np.array([0.0, math.log(3)])) == pytest.approx(0.75)
-    assert math.isnan(confidence_of(np.array([math.nan, 1.0])))
+    found = confidence_of(np.array([[0.25, 0.75], [0.0, math.log(3)], [math.nan, 1.0], [math.inf, 1.0], [0.2, 0.805]]))
+    np.testing.assert_allclose(found, [0.75, 0.75, math.nan, math.nan, 0.805])
