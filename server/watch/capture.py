@@ -174,7 +174,7 @@ class Capture:
     def _recover(self) -> None:
         """Save the journals of processes that are gone, and delete files that were never finished."""
         for path in sorted(self._folder.parent.glob(f"*/*{_JOURNAL}")):
-            with path.open("rb") as file:
+            with suppress(FileNotFoundError), path.open("rb") as file:  # another server was quicker
                 if not _locked(file):
                     continue  # its process lives, and so may the unfinished file
                 path.with_suffix(".parquet.part").unlink(missing_ok=True)
@@ -205,17 +205,19 @@ class _Journal:
         self.path = path
         self.opened_at = at
         self.rows = self.size_bytes = 0
-        self._file = self.path.open("xb", buffering=0)
+        self._file = self.path.open("xb")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._writer = pa.ipc.new_stream(self._file, schema)
 
     def write(self, batch: Any) -> None:  # noqa: ANN401
         self._writer.write_batch(batch)
+        self._file.flush()  # to the operating system, which outlives this process
         self.rows += batch.num_rows
         self.size_bytes = self._file.tell()
 
     def end(self) -> None:
         self._writer.close()
+        self._file.flush()
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -223,7 +225,8 @@ class _Journal:
 
     def abandon(self) -> None:
         """Give it up as a dead process would."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 def _to_parquet(pa: Any, journal: Path) -> int:  # noqa: ANN401

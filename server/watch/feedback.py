@@ -143,10 +143,7 @@ class Feedback:
             (name, version): [] if monitor is None else list(monitor.readings().values())
             for name, version, monitor in self._watched()
         }
-        for (name, version), capture in list(self._captures.items()):
-            await asyncio.to_thread(capture.rotate, now)
-            if capture.closed and (name, version) not in told:
-                del self._captures[name, version]
+        await self._rotate(now)
         if self._store is not None:
             self._note_drift(self._store, told)
             await self._judge(self._store, now)
@@ -171,6 +168,18 @@ class Feedback:
                 store.open()
                 self._store = store
             return self._store
+
+    async def _rotate(self, now: float) -> None:
+        """Close old files, and let go of the captures of versions that are gone."""
+        for key, capture in list(self._captures.items()):
+            if capture.closed:
+                if self._captures[key] is capture:
+                    del self._captures[key]
+                continue
+            try:
+                await asyncio.to_thread(capture.rotate, now)
+            except OSError as error:  # its rows are in the journal still, and saved by the next start
+                log.error("%r cannot close its file: %s", capture, error)  # noqa: TRY400
 
     def _note_drift(self, store: OutcomeStore, told: Mapping[tuple[str, int], Sequence[Reading]]) -> None:
         """Keep each drift score once, to be compared with outcomes of the same time."""
