@@ -222,7 +222,7 @@ class Server:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
         await asyncio.to_thread(self.watcher.close)
-        await self.feedback.close()
+        left = await self.feedback.close() or left
         await self.store.close()
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)

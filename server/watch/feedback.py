@@ -94,15 +94,20 @@ class Feedback:
             self._triggers.open()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def close(self) -> None:
-        """End everything; what waits is written, or left to the next process. No sink is told anything any more."""
+    async def close(self) -> bool:
+        """End everything; what waits is written, or left to the next process. No sink is told anything any more.
+
+        Returns whether threads still wait for somebody's answer: the process must then end without them.
+        """
+        left = False
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
         if self._triggers is not None:
-            await self._triggers.close(CLOSING_S)
+            left = await self._triggers.close(CLOSING_S)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
+        return left
 
     def prediction_sink(self, definition: Definition) -> Sink | None:
         """For the tap of a version that is watched or captured; None for others. Opens the store."""

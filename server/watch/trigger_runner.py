@@ -78,18 +78,23 @@ class Triggers:
         for delivery in self._store.pending:
             self._start(delivery)
 
-    async def close(self, bound_s: float) -> None:
-        """Let running attempts end, for a while; what is not delivered then is left to the next process."""
+    async def close(self, bound_s: float) -> bool:
+        """Let running attempts end, for a while; what is not delivered then is left to the next process.
+
+        Returns whether threads still wait for somebody's answer.
+        """
         self._closing = True
         for task in self._tasks - self._trying:
             task.cancel()
         if self._trying:
             await asyncio.wait(self._trying, timeout=bound_s)
+        left = bool(self._trying)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._store.close)
+        return left
 
     async def evaluate(self, told: Mapping[tuple[str, int], Sequence[Reading]]) -> None:
         """Look at the rules once. `told`: the readings of each served model version."""

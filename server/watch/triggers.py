@@ -156,13 +156,14 @@ def evaluate(rule: Rule, state: RuleState, reading: Reading, now: float) -> tupl
     """The next state, and the value of the window if this is the moment of an event."""
     if reading.at <= state.read_at or reading.samples < rule.min_samples or math.isnan(reading.value):
         return state, None
-    recent = (*state.recent, (reading.at, reading.value)) if rule.window_s else ((reading.at, reading.value),)
+    told = (float(reading.at), float(reading.value))  # numpy's numbers are not plain data
+    recent = (*state.recent, told) if rule.window_s else (told,)
     recent = tuple(each for each in recent if each[0] > reading.at - rule.window_s or each[0] == reading.at)
     value = _AGGREGATE[rule.aggregate]([each for _, each in recent])
     leaves = rule.judge(value, alarm=reading.alarm) is LEAVING[state.phase]
     state = replace(
         state,
-        read_at=reading.at,
+        read_at=told[0],
         recent=recent[-MAX_RECENT:] if rule.window_s else (),
         streak=state.streak + 1 if leaves else 0,
     )
@@ -205,5 +206,5 @@ def _event(rule: Rule, key: Key, episode: int, reading: Reading, value: float, o
         id=hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         rule=rule.name, model=model, version=version, episode=episode,
         signal=rule.signal, value=value, threshold=rule.threshold,
-        samples=reading.samples, p_value=reading.p_value, at=reading.at,
+        samples=int(reading.samples), p_value=float(reading.p_value), at=float(reading.at),
     )  # fmt: skip

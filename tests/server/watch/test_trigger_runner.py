@@ -166,6 +166,20 @@ def test_the_end_of_a_drain_does_not_wait_for_what_is_far_off(tmp_path: Path) ->
     asyncio.run(main())
 
 
+def test_an_attempt_that_hangs_is_left_to_the_next_process(tmp_path: Path) -> None:
+    async def main() -> None:
+        action = Telling()
+        action.blocked = asyncio.Event()
+        process = Process(tmp_path, action)
+        process.triggers.open()
+        await process.look(1.0, 0.9)
+        await action.started.wait()
+        assert await process.triggers.close(0.01)
+        assert read_deliveries(tmp_path)[0].status is Status.PENDING
+
+    asyncio.run(main())
+
+
 def test_what_cannot_be_saved_leads_to_nothing_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     action = Telling()
 

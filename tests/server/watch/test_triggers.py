@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from server.watch.readings import Reading
@@ -70,6 +73,13 @@ def test_readings_that_say_nothing_change_nothing() -> None:
     twice = rule(above=0.5, raise_after=2)
     state, _ = evaluate(twice, RuleState(), reading(1.0, 0.9), 1.0)
     assert evaluate(twice, state, reading(1.0, 0.9), 2.0) == (state, None)  # the same reading, looked at again
+
+
+def test_numbers_of_numpy_become_plain_data() -> None:
+    odd: Any = (np.float32(0.75), np.bool_(1), np.int64(9), np.float64(1.0), np.float32(0.5))
+    told = {("m", 1): [Reading("drift", *odd)]}
+    state, events = evaluate_all([rule(above=0.5, window_s=9.0)], {}, "o", told, 1.0)
+    json.dumps([state["r", "m", 1].as_json(), asdict(events[0])])
 
 
 def test_rules_look_at_their_signal_and_each_model_version_by_itself() -> None:
