@@ -154,7 +154,6 @@ class Server:
         limit = options.listen.max_inflight_bytes
         self.inflight = None if limit is None else Inflight(limit)
         self.store = open_store(options.cache, RUNTIME)
-        self.watcher = Watcher()
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
         self.hopeless = asyncio.Event()
