@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from engines.tensor import Tensor
+from engines.tensor import DeviceMemory, Tensor
 
 Parameter: TypeAlias = bool | int | float | str
 Parameters: TypeAlias = Mapping[str, Parameter]
@@ -50,6 +50,13 @@ class InferRequest:
     trace: str = ""
     """W3C traceparent of the caller, and its tracestate after a space where it has one; or empty."""
     parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+    placed: Mapping[str, DeviceMemory] | None = None
+    """Outputs that are to be written to a GPU's memory instead of being returned; they come back with no data."""
+
+    @property
+    def on_device(self) -> bool:
+        """Whether any tensor of it is in a GPU's memory, and may change there."""
+        return self.placed is not None or any(tensor.device is not None for tensor in self.inputs)
 
 
 @dataclass(frozen=True, slots=True)

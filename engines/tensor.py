@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +57,35 @@ BY_NUMPY: Final[dict[np.dtype[Any], DType]] = {dtype.numpy: dtype for dtype in D
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Memory of a GPU that a caller has lent. `owner` keeps it open for as long as anything refers to it."""
+
+    device: int
+    address: int
+    size: int
+    owner: MemoryOwner
+
+    def part(self, offset: int, size: int) -> DeviceMemory:
+        """Some of it; the caller has checked the bounds."""
+        return DeviceMemory(self.device, self.address + offset, size, self.owner)
+
+    def read(self) -> bytes:
+        """Its bytes, on the host; waits for the device."""
+        return self.owner.read(self.address, self.size)
+
+    def write(self, data: Buffer) -> None:
+        """Overwrite its start from the host; waits for the device."""
+        self.owner.write(self.address, data)
+
+
+class MemoryOwner(Protocol):
+    """Who opened a GPU's memory, and copies to and from it for those who have no GPU of their own."""
+
+    def read(self, address: int, size: int) -> bytes: ...
+    def write(self, address: int, data: Buffer) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """`shape` includes the batch dimension where the model has one; `data` is contiguous, in wire layout."""
 
@@ -64,6 +93,17 @@ class Tensor:
     dtype: DType
     shape: tuple[int, ...]
     data: Buffer
+    device: DeviceMemory | None = None
+    """Where the bytes are instead of in `data`, which is then empty."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes, wherever they are."""
+        return len(self.data) if self.device is None else self.device.size
+
+    def on_host(self) -> Tensor:
+        """The same with its bytes on the host."""
+        return self if self.device is None else Tensor(self.name, self.dtype, self.shape, self.device.read())
 
 
 def elements(shape: Sequence[int]) -> int:

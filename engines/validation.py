@@ -114,14 +114,16 @@ class RequestChecker:
 
     def _check_size(self, tensor: Tensor, expected: int) -> None:
         if tensor.dtype is DType.BYTES:
+            if tensor.device is not None:
+                raise InvalidRequest(f"input '{tensor.name}' of type BYTES cannot be in a GPU's memory")
             check_bytes(tensor.data, elements(tensor.shape), tensor.name)
             return
         if expected < 0:
             expected = elements(tensor.shape) * tensor.dtype.size
-        if len(tensor.data) != expected:
+        if tensor.size_bytes != expected:
             raise InvalidRequest(
                 f"input byte size mismatch for input '{tensor.name}' for model '{self._spec.name}'. "
-                f"Expected {expected}, got {len(tensor.data)}"
+                f"Expected {expected}, got {tensor.size_bytes}"
             )
 
     def _missing(self, given: Sequence[Tensor]) -> str:

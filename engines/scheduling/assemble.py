@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from engines.engine import StagingMemory
 from engines.errors import EngineFailed
 from engines.request import InferRequest
 from engines.spec import ModelSpec, TensorSpec
@@ -37,16 +38,18 @@ def signature(request: InferRequest) -> object:
     return tuple((tensor.name, tensor.shape[1:]) for tensor in request.inputs)
 
 
-def gather(requests: Sequence[InferRequest], spec: ModelSpec, padded_rows: int, staging: Staging) -> dict[str, Array]:
+def gather(
+    requests: Sequence[InferRequest], spec: ModelSpec, padded_rows: int, staging: StagingMemory
+) -> dict[str, Array]:
     """The engine's inputs by name: rows in the order of the requests, then copies of the last row as padding.
 
     A request that runs alone and unpadded is not copied. All requests must have the same signature.
     """
     first = requests[0]
     if len(requests) == 1 and (not spec.batched or padded_rows == first.rows):
-        return {tensor.name: _aligned(to_array(tensor)) for tensor in first.inputs}
+        return {tensor.name: _aligned(to_array(tensor.on_host())) for tensor in first.inputs}
     return {
-        tensor.name: _join([request.inputs[position] for request in requests], padded_rows, staging)
+        tensor.name: _join([request.inputs[position].on_host() for request in requests], padded_rows, staging)
         for position, tensor in enumerate(first.inputs)
     }
 
@@ -56,7 +59,7 @@ def _aligned(array: Array) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _join(parts: Sequence[Tensor], padded_rows: int, staging: Staging) -> Array:
+def _join(parts: Sequence[Tensor], padded_rows: int, staging: StagingMemory) -> Array:
     first = parts[0]
     rows = sum(part.shape[0] for part in parts)
     shape = (padded_rows, *first.shape[1:])

@@ -221,8 +221,10 @@ def _cacheable(request: InferRequest) -> bool:
     Not when an input may still change: a client can write to shared memory while its request runs, and then the
     answer would be to another question than its key says. Only such inputs come as writable views.
     """
+    if request.placed is not None:
+        return False
     for tensor in request.inputs:
         data = tensor.data
-        if not (isinstance(data, bytes) or data.readonly):
+        if tensor.device is not None or not (isinstance(data, bytes) or data.readonly):
             return False
     return cacheable(request.parameters)

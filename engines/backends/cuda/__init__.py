@@ -1,0 +1,1 @@
+"""CUDA as the engines use it: one small protocol, three implementations."""
