@@ -77,6 +77,24 @@ class Flight(Protocol):
 class PipelinedEngine(Engine, Protocol):
     """An engine that takes the next batch while it runs one. All but `Flight.finish` belongs to its own thread."""
 
+    @property
+    def in_flight(self) -> int:
+        """Most batches that may be started and not yet finished."""
+        ...
+
+    @property
+    def device(self) -> int:
+        """Index of its GPU: memory there can be used in place."""
+        ...
+
+    def attach(self) -> None:
+        """Called by the thread that finishes flights, before the first."""
+        ...
+
+    def detach(self) -> None:
+        """Called by the same thread after the last."""
+        ...
+
     def staging(self) -> StagingMemory:
         """Where the next batch's inputs go; waits until the last batch's there are read. Then `start` is called."""
         ...

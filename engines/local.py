@@ -265,7 +265,7 @@ class LocalInference:
         answers = []
         start = 0
         for member in batch.members:
-            answers.append(scatter.rows(start, member.rows, member.waiter.request.wanted))
+            answers.append(scatter.rows_of(member.waiter.request, start, outcome.placed))
             start += member.rows
         return answers
 

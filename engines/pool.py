@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias, cast
 
-from engines.engine import Engine
+from engines.engine import Engine, PipelinedEngine
 from engines.errors import EngineHung
+from engines.pipeline import PipelinedWorker
 from engines.watchdog import HungEngines, Watch
 from engines.worker import InlineWorker, Job, Outcome, Worker
 
@@ -52,6 +54,16 @@ class _Running:
     started: float
 
 
+AnyWorker: TypeAlias = Worker | InlineWorker | PipelinedWorker
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Room for one job in a worker."""
+
+    worker: AnyWorker
+
+
 class EnginePool:
     """`count` workers with an engine each. Used from the event loop only.
 
@@ -60,6 +72,9 @@ class EnginePool:
 
     An execution that takes longer than `watch` allows is given up: it is `done` with EngineHung, a new engine takes
     the place of its own, and what it may still return is dropped. An engine on the loop's own thread cannot be watched.
+
+    With `depth` above 1 they are PipelinedEngines that take so many batches at a time; one that dies or hangs takes all
+    of its batches with it.
 
     `freed` is called whenever an idle engine appears that was not there before.
     """
@@ -72,6 +87,7 @@ class EnginePool:
         *,
         inline: bool = False,
         watch: Watch | None = None,
+        depth: int = 1,
     ) -> None:
         self._open_engine = open_engine
         self._inline = inline
@@ -79,10 +95,15 @@ class EnginePool:
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._hung = self._owed = 0
-        self._count = count
+        self._depth = depth
+        self._count = count * depth
         self._name = name
-        self._idle: list[Worker | InlineWorker] = []
-        self._busy: dict[Worker | InlineWorker, _Running] = {}
+        self._idle: list[_Place] = []
+        self._busy: dict[_Place, _Running] = {}
+        self._dead: set[AnyWorker] = set()
+        """Those that died and have other jobs that did not come back yet."""
+        self._lost: set[AnyWorker] = set()
+        """Those that were given up and did not come back yet."""
         self._replaced = 0
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -98,7 +119,7 @@ class EnginePool:
 
     async def open(self) -> None:
         """Open all engines; when one fails, close the others and raise its error."""
-        workers = [self._new_worker() for _ in range(self._count)]
+        workers = [self._new_worker() for _ in range(self._count // self._depth)]
         try:
             results = await asyncio.gather(*(worker.open() for worker in workers), return_exceptions=True)
         except asyncio.CancelledError:
@@ -110,7 +131,7 @@ class EnginePool:
         if failed:
             await asyncio.gather(*(worker.close() for worker in opened))
             raise failed[0]
-        self._idle.extend(opened)
+        self._idle.extend(_Place(worker) for _ in range(self._depth) for worker in opened)
 
     @property
     def inline(self) -> bool:
@@ -124,27 +145,43 @@ class EnginePool:
 
     def submit(self, job: Job, done: Callable[[Outcome], None]) -> None:
         """Run the job on an idle engine; there must be one. `done` is called on the loop, the engine idle again."""
-        worker = self._idle.pop()
-        self._busy[worker] = _Running(job, done, self._loop.time())
+        place = self._take()
+        self._busy[place] = _Running(job, done, self._loop.time())
         self._quiet.clear()
         if self._alarm is None and self._watch.on:
             self._alarm = self._loop.call_later(self._watch.floor_s, self._look)
-        worker.submit(job, partial(self._finished, worker))
+        place.worker.submit(job, partial(self._finished, place))
 
-    def _finished(self, worker: Worker | InlineWorker, outcome: Outcome) -> None:
-        running = self._busy.pop(worker, None)
+    def _take(self) -> _Place:
+        """An idle place, of the engine with the fewest jobs."""
+        if self._depth == 1:
+            return self._idle.pop()
+        jobs = Counter(place.worker for place in self._busy)
+        place = min(self._idle, key=lambda one: jobs[one.worker])
+        self._idle.remove(place)
+        return place
+
+    def _finished(self, place: _Place, outcome: Outcome) -> None:
+        worker = place.worker
+        running = self._busy.pop(place, None)
         if running is None:
-            self._came_back()
+            if worker in self._lost:
+                self._lost.discard(worker)
+                self._came_back()
             return
-        if outcome.died:
+        if worker in self._dead:
+            pass
+        elif outcome.died:
             log.error("engine of %s died and is replaced: %s", self._name, outcome.error)
+            self._idle = [other for other in self._idle if other.worker is not worker]
+            self._dead.add(worker)
             self._start_replacing(worker)
         elif isinstance(worker, InlineWorker) and outcome.execute_s > INLINE_MAX_S:
             log.info("%s took %.1f ms and moves to a thread", self._name, outcome.execute_s * 1e3)
             self._inline = False
             self._start_replacing(worker)
         else:
-            self._idle.append(worker)
+            self._idle.append(place)
         if not self._busy:
             self._quiet.set()
         running.done(outcome)
@@ -153,30 +190,39 @@ class EnginePool:
         """Give up what has run for too long. One timer serves all engines; an idle pool soon has none."""
         self._alarm = None
         now, nearest = self._loop.time(), math.inf
-        for worker, running in tuple(self._busy.items()):
+        for place, running in tuple(self._busy.items()):
+            if place not in self._busy:  # given up with another of its engine
+                continue
             due = running.started + self._watch.bound_s(running.job.padded_rows)
             if due <= now:
-                self._give_up(worker, running, now - running.started)
+                self._give_up(place, running, now - running.started)
             else:
                 nearest = min(nearest, due)
         if nearest < math.inf:
             self._alarm = self._loop.call_at(nearest, self._look)
 
-    def _give_up(self, worker: Worker | InlineWorker, running: _Running, ran_s: float) -> None:
-        del self._busy[worker]
+    def _give_up(self, place: _Place, running: _Running, ran_s: float) -> None:
+        worker = place.worker
+        stuck = [(each, self._busy.pop(each)) for each in tuple(self._busy) if each.worker is worker]
+        self._idle = [other for other in self._idle if other.worker is not worker]
+        text = f"an execution of {running.job.padded_rows} row(s) had not ended after {ran_s:.1f} s"
+        if worker not in self._dead:  # else it is being replaced
+            self._lose(worker, text)
+        if not self._busy:
+            self._quiet.set()
+        for _, each in stuck:
+            each.done(Outcome(None, EngineHung(text), 0.0, self._loop.time() - each.started))
+
+    def _lose(self, worker: AnyWorker, text: str) -> None:
+        self._lost.add(worker)
         worker.retire()  # its thread ends should it ever come back
         self._hung += 1
         self._watch.hung.gave_up()
-        rows = running.job.padded_rows
-        text = f"an execution of {rows} row(s) had not ended after {ran_s:.1f} s"
         log.error("%s: %s; its engine is given up (%d in this process)", self._name, text, self._watch.hung.count)
         if self._watch.hung.bearable:
             self._start_replacing(None)
         else:
             self._owed += 1
-        if not self._busy:
-            self._quiet.set()
-        running.done(Outcome(None, EngineHung(text), 0.0, ran_s))
 
     def _came_back(self) -> None:
         """An engine that was given up was only slow; its thread closes it."""
@@ -197,19 +243,21 @@ class EnginePool:
         if self._alarm is not None:
             self._alarm.cancel()
         idle, self._idle = self._idle, []
-        await asyncio.gather(*(worker.close() for worker in idle))
+        await asyncio.gather(*(worker.close() for worker in dict.fromkeys(place.worker for place in idle)))
 
     def statistics(self) -> PoolStatistics:
         """How many engines do what."""
         busy, idle = len(self._busy), len(self._idle)
         return PoolStatistics(busy, idle, self._count - busy - idle, self._replaced, self._hung)
 
-    def _new_worker(self) -> Worker | InlineWorker:
+    def _new_worker(self) -> AnyWorker:
         if self._inline:
             return InlineWorker(self._open_engine)
+        if self._depth > 1:
+            return PipelinedWorker(cast(Callable[[], PipelinedEngine], self._open_engine), f"engine {self._name}")
         return Worker(self._open_engine, name=f"engine {self._name}")
 
-    def _start_replacing(self, dead: Worker | InlineWorker | None) -> None:
+    def _start_replacing(self, dead: AnyWorker | None) -> None:
         if self._closing:
             if dead is not None:
                 dead.retire()
@@ -218,10 +266,11 @@ class EnginePool:
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
-    async def _replace(self, dead: Worker | InlineWorker | None) -> None:
+    async def _replace(self, dead: AnyWorker | None) -> None:
         if dead is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(dead.close(), CLOSING_S)
+            self._dead.discard(dead)
         delay = FIRST_RETRY_S
         while not self._closing:
             worker = self._new_worker()
@@ -236,6 +285,6 @@ class EnginePool:
                 worker.retire()
                 raise
             self._replaced += 1
-            self._idle.append(worker)
+            self._idle.extend(_Place(worker) for _ in range(self._depth))
             self.freed()
             return

@@ -36,6 +36,8 @@ class Outcome:
     error: Exception | None
     gather_s: float
     execute_s: float
+    placed: Collection[str] = ()
+    """Outputs that are where requests asked for them on the device, whether or not they are in `outputs`."""
 
     @property
     def died(self) -> bool:

@@ -105,6 +105,7 @@ class StreamedEngine:
         self._capture = options.graphs and runner.graphs and Feature.GRAPHS in device.features
         self._capture_failures = 0
         self._died: EngineDied | None = None
+        self._in_flight = min(options.in_flight, options.slots + 1)
         device.bind()
         try:
             self._streams = [device.stream(urgent=options.urgent) for _ in range(3)]
@@ -125,6 +126,22 @@ class StreamedEngine:
     @property
     def spec(self) -> ModelSpec:
         return self._spec
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @property
+    def device(self) -> int:
+        return self._device.info.index
+
+    def attach(self) -> None:
+        """See PipelinedEngine.attach."""
+        self._device.bind()
+
+    def detach(self) -> None:
+        """See PipelinedEngine.detach."""
+        self._device.unbind()
 
     def staging(self) -> StagingMemory:
         """See PipelinedEngine.staging."""

@@ -7,7 +7,7 @@ copies or views of contiguous bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def gather(
     if len(requests) == 1 and (not spec.batched or padded_rows == first.rows):
         return {tensor.name: _aligned(to_array(tensor.on_host())) for tensor in first.inputs}
     return {
-        tensor.name: _join([request.inputs[position].on_host() for request in requests], padded_rows, staging)
+        tensor.name: join([request.inputs[position].on_host() for request in requests], padded_rows, staging)
         for position, tensor in enumerate(first.inputs)
     }
 
@@ -59,7 +59,8 @@ def _aligned(array: Array) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _join(parts: Sequence[Tensor], padded_rows: int, staging: StagingMemory) -> Array:
+def join(parts: Sequence[Tensor], padded_rows: int, staging: StagingMemory) -> Array:
+    """The rows of one input, padded with copies of the last one; all are on the host."""
     first = parts[0]
     rows = sum(part.shape[0] for part in parts)
     shape = (padded_rows, *first.shape[1:])
@@ -87,6 +88,7 @@ class Scatter:
 
     def __init__(self, outputs: Mapping[str, Array], spec: ModelSpec, padded_rows: int) -> None:
         self._batched = spec.batched
+        self._spec = spec
         self._outputs = {
             tensor.name: _Output(tensor, outputs[tensor.name], padded_rows if spec.batched else 0)
             for tensor in spec.outputs
@@ -102,6 +104,20 @@ class Scatter:
         if not self._batched:
             return tuple(output.whole() for output in found)
         return tuple(output.cut(start, rows) for output in found)
+
+    def rows_of(self, request: InferRequest, start: int, placed: Collection[str]) -> tuple[Tensor, ...]:
+        """The same for a request; outputs among `placed` that it wants on the device are there already."""
+        if request.placed is None or not placed:
+            return self.rows(start, request.rows, request.wanted)
+        there = {name: memory for name, memory in request.placed.items() if name in placed}
+        specs = {tensor.name: tensor for tensor in self._spec.outputs}
+        lead = (request.rows,) if self._batched else ()
+        return tuple(
+            Tensor(name, specs[name].dtype, (*lead, *specs[name].shape), b"", there[name])
+            if name in there
+            else self.rows(start, request.rows, (name,))[0]
+            for name in request.wanted
+        )
 
 
 class _Output:
