@@ -98,7 +98,7 @@ class CudaDevice(Protocol):
     def features(self) -> Feature: ...
 
     def bind(self) -> None:
-        """Make the device current on the calling thread."""
+        """Make the device current on the calling thread; as often as it is undone again."""
         ...
 
     def unbind(self) -> None:

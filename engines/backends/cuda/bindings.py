@@ -86,10 +86,10 @@ class BindingsDevice:
         return f"{'MIG' if b' MIG ' in name else 'GPU'}-{plain}"
 
     def bind(self) -> None:
-        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuCtxPushCurrent", self._context)
 
     def unbind(self) -> None:
-        self._call("cuCtxSetCurrent", self._driver.CUcontext(0))
+        self._call("cuCtxPopCurrent")
 
     def memory(self) -> MemoryInfo:
         free, total = self._call("cuMemGetInfo")

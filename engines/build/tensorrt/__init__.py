@@ -1,0 +1,1 @@
+"""Builds TensorRT plans from ONNX files, on the machine that they will run on."""
