@@ -17,6 +17,44 @@ class GraphLevel(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """How an instance uses its GPU."""
+
+    slots: int = 2
+    """Batches whose buffers exist side by side. 1: nothing overlaps."""
+    graphs: bool = True
+    """Whether to capture CUDA graphs where the device and the model allow it."""
+    spin: bool = False
+    """Whether waiting threads keep a processor busy: some microseconds quicker, at a core for each instance."""
+    urgent: bool = False
+    """Whether this model's streams have the device's highest priority."""
+    in_flight: int = 2
+    """Batches that an instance has taken and not yet answered; at most one more than slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuGroup:
+    """Instances that run on certain GPUs."""
+
+    count: int
+    """On each of the GPUs that are named, else altogether."""
+    devices: tuple[str, ...] = ()
+    """Indices, or UUIDs of GPUs or MIG slices, or their beginnings. Empty: wherever most memory is free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuOptions:
+    """Options of a model version that runs on GPUs."""
+
+    groups: tuple[GpuGroup, ...] = (GpuGroup(1),)
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    memory_bytes: int = 0
+    """Device memory that an instance needs. 0: estimated from the size of its files."""
+    provider: Mapping[str, str] = field(default_factory=dict)
+    """Options of ONNX Runtime's CUDA provider (`gpu_mem_limit`, `cudnn_conv_algo_search`, ...)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """Options of the engines of one model version."""
 
@@ -33,3 +71,5 @@ class EngineOptions:
     """Plan memory once for each input shape."""
     session_config: Mapping[str, str] = field(default_factory=dict)
     """ONNX Runtime's own session configuration entries (`session.*`, `ep.*`, ...)."""
+    gpu: GpuOptions | None = None
+    """None: it runs on the processor."""

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 
 from engines.backends.cuda.api import CudaDevice, CudaError, Feature
+from engines.backends.options import StreamOptions
 from engines.backends.slots import Slot, Slots, SlotStaging
 from engines.engine import NOWHERE, DeviceRows, Feed, Places, StagingMemory
 from engines.errors import EngineDied, EngineFailed
@@ -41,22 +42,6 @@ MAX_CAPTURE_FAILURES: Final = 2
 """After so many an engine does without graphs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamOptions:
-    """How an instance uses its GPU."""
-
-    slots: int = 2
-    """Batches whose buffers exist side by side. 1: nothing overlaps."""
-    graphs: bool = True
-    """Whether to capture CUDA graphs where the device and the model allow it."""
-    spin: bool = False
-    """Whether waiting threads keep a processor busy: some microseconds quicker, at a core for each instance."""
-    urgent: bool = False
-    """Whether this model's streams have the device's highest priority."""
-    in_flight: int = 2
-    """Batches that an instance has taken and not yet answered; at most one more than slots."""
-
-
 class Runner(Protocol):
     """Computes outputs from inputs that are on the device. Used by the engine's thread, which has bound it."""
 
@@ -71,6 +56,10 @@ class Runner(Protocol):
     @property
     def capacity(self) -> Mapping[str, int]:
         """The most bytes of tensors, where that is known: their buffers are made at once."""
+        ...
+
+    def open(self, stream: int) -> None:
+        """Called first, with the stream that computations will be queued on; `close` is called whatever it raises."""
         ...
 
     def prepare(self, shapes: Shapes) -> Mapping[str, Shape | None]:
@@ -102,17 +91,22 @@ class StreamedEngine:
         self._streams: list[int] = []
         self._graphs: OrderedDict[object, int] = OrderedDict()
         self._seen: set[object] = set()
-        self._capture = options.graphs and runner.graphs and Feature.GRAPHS in device.features
+        self._capture = False
         self._capture_failures = 0
         self._died: EngineDied | None = None
         self._in_flight = min(options.in_flight, options.slots + 1)
+        self._slots: Slots | None = None
+        self.closed: Callable[[], None] = lambda: None
+        """Called once everything is freed."""
         device.bind()
         try:
             self._streams = [device.stream(urgent=options.urgent) for _ in range(3)]
             self._in, self._compute, self._out = self._streams
+            runner.open(self._compute)
+            self._capture = options.graphs and runner.graphs and Feature.GRAPHS in device.features
             self._slots = Slots(device, options.slots, blocking=not options.spin)
             self._grown = 0
-            self._make_buffers()
+            self._make_buffers(self._slots)
         except BaseException:
             self.close()
             raise
@@ -120,7 +114,7 @@ class StreamedEngine:
     def __repr__(self) -> str:
         return (
             f"<StreamedEngine {self._spec.name}:{self._spec.version} on {self._device.info.uuid} "
-            f"[slots: {len(self._slots)}, graphs: {len(self._graphs) if self._capture else 'off'}]>"
+            f"[slots: {len(self._places)}, graphs: {len(self._graphs) if self._capture else 'off'}]>"
         )
 
     @property
@@ -143,11 +137,16 @@ class StreamedEngine:
         """See PipelinedEngine.detach."""
         self._device.unbind()
 
+    @property
+    def _places(self) -> Slots:
+        assert self._slots is not None
+        return self._slots
+
     def staging(self) -> StagingMemory:
         """See PipelinedEngine.staging."""
         self._check()
         try:
-            return SlotStaging(self._slots, self._slots.next)
+            return SlotStaging(self._places, self._places.next)
         except CudaError as error:
             raise self._failure(error) from error
 
@@ -176,7 +175,7 @@ class StreamedEngine:
             self._settle()
             for graph in self._graphs.values():
                 self._device.destroy_graph(graph)
-            if hasattr(self, "_slots"):
+            if self._slots is not None:
                 self._slots.close()
             self._runner.close()
             for stream in self._streams:
@@ -185,23 +184,25 @@ class StreamedEngine:
             log.debug("closing %r: %s", self._spec.name, error)
         finally:
             self._device.unbind()
+            self.closed()
 
     # ---- one batch
 
     def _start(self, inputs: Mapping[str, Feed], wanted: Collection[str], places: Places) -> StreamedFlight:
-        device, slot = self._device, self._slots.next
+        device, slots = self._device, self._places
+        slot = slots.next
         shapes: dict[str, Shape] = {name: tuple(feed.shape) for name, feed in inputs.items()}
         outputs = self._runner.prepare(shapes)
         # Outputs of sizes that nobody knows lie where the runner puts them, which it may do again only when taken.
         if None in outputs.values():
             slot.drained.wait()
         known = {name: shape for name, shape in outputs.items() if shape is not None}
-        self._slots.fit(
+        slots.fit(
             slot,
             {name: elements(shape) * self._dtypes[name].size for name, shape in shapes.items()},
             {name: elements(shape) * self._dtypes[name].size for name, shape in known.items()},
         )
-        self._slots.advance()
+        slots.advance()
         device.wait(self._in, slot.consumed)
         for name, feed in inputs.items():
             self._copy_in(slot, name, feed)
@@ -255,7 +256,7 @@ class StreamedEngine:
 
     def _graph(self, key: object, slot: Slot, shapes: Shapes, addresses: Mapping[str, int]) -> int:
         """The graph for this slot and these shapes; 0 the first time, which is the warm-up, and where there is none."""
-        if self._grown != self._slots.grown:  # addresses are baked into graphs
+        if self._grown != self._places.grown:  # addresses are baked into graphs
             self._forget_graphs()
         graph = self._graphs.get(key)
         if graph is not None:
@@ -290,7 +291,7 @@ class StreamedEngine:
         return graph
 
     def _forget_graphs(self) -> None:
-        self._grown = self._slots.grown
+        self._grown = self._places.grown
         if self._graphs:
             self._device.synchronize(self._compute)
             for graph in self._graphs.values():
@@ -360,13 +361,13 @@ class StreamedEngine:
             except CudaError as error:
                 self._failure(error)
 
-    def _make_buffers(self) -> None:
+    def _make_buffers(self, slots: Slots) -> None:
         capacity = self._runner.capacity
         inputs = {tensor.name: capacity[tensor.name] for tensor in self._spec.inputs if tensor.name in capacity}
         outputs = {tensor.name: capacity[tensor.name] for tensor in self._spec.outputs if tensor.name in capacity}
-        for _ in range(len(self._slots)):
-            self._slots.fit(self._slots.next, inputs, outputs)
-            self._slots.advance()
+        for _ in range(len(slots)):
+            slots.fit(slots.next, inputs, outputs)
+            slots.advance()
 
 
 def _shaped(host: Array, dtype: DType, shape: Shape) -> Array:

@@ -13,7 +13,8 @@ import pytest
 from engines import pool as pool_module
 from engines.backends.cuda.fake import FakeCuda, FakeDevice
 from engines.backends.fake import fake_spec
-from engines.backends.streamed import StreamedEngine, StreamOptions
+from engines.backends.options import StreamOptions
+from engines.backends.streamed import StreamedEngine
 from engines.errors import EngineFailed
 from engines.local import LocalInference
 from engines.pool import EnginePool, PoolStatistics

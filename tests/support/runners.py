@@ -32,6 +32,9 @@ class DoubleRunner:
     def capacity(self) -> Mapping[str, int]:
         return {} if self._late else {"x": 8 * 4 * 4, "y": 8 * 4 * 4}
 
+    def open(self, stream: int) -> None:
+        pass
+
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...] | None]:
         if shapes["x"][0] > 100:
             raise InvalidRequest("too many rows")

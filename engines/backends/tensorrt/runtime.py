@@ -6,11 +6,13 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines.backends.cuda.api import CudaDevice, Feature
-from engines.backends.streamed import Shape, Shapes, StreamedEngine, StreamOptions
+from engines.backends.options import StreamOptions
+from engines.backends.streamed import Shape, Shapes, StreamedEngine
 from engines.backends.tensorrt.library import dtype_of, make_logger
 from engines.backends.tensorrt.plan import read_plan
 from engines.errors import EngineFailed, InvalidRequest, LoadFailed
@@ -108,16 +110,17 @@ class TensorRTRunner:
         self._outputs: dict[object, Mapping[str, Shape | None]] = {}
         self._handles = Feature.EVENT_HANDLES in plan.device.features
         self._wanted = {tensor.name for tensor in spec.outputs}
-        stream = self._device.stream()
-        try:
-            for profile in plan.profiles:
-                self._contexts[profile.number] = self._context(profile, stream)
-        finally:
-            self._device.destroy_stream(stream)
+        self.capacity: Mapping[str, int] = {}
+        self.graphs = False
+
+    def open(self, stream: int) -> None:
+        """See Runner.open."""
+        for profile in self._plan.profiles:
+            self._contexts[profile.number] = self._context(profile, stream)
         self.capacity = self._capacity()
         # Memory must not be allocated while a graph is recorded.
         known = all(shape is not None for outputs in self._outputs.values() for shape in outputs.values())
-        self.graphs = known and self._wanted == set(plan.outputs)
+        self.graphs = known and self._wanted == set(self._plan.outputs)
 
     def prepare(self, shapes: Shapes) -> Mapping[str, Shape | None]:
         """See Runner.prepare."""
@@ -266,15 +269,16 @@ class PlanSource:
         try:
             plan = self._borrow(device)
             try:
-                runner = TensorRTRunner(plan, self._spec)
-                return _Instance(device, runner, self._options, self)
+                instance = StreamedEngine(device, TensorRTRunner(plan, self._spec), self._options)
             except BaseException:
-                self.give_back(device)
+                self._give_back(device)
                 raise
         finally:
             device.unbind()
+        instance.closed = partial(self._give_back, device)
+        return instance
 
-    def give_back(self, device: CudaDevice) -> None:
+    def _give_back(self, device: CudaDevice) -> None:
         """An instance is closed; the last one takes the plan with it."""
         with self._lock:
             plan, users = self._loaded.pop(device.info.index)
@@ -297,17 +301,3 @@ class PlanSource:
                 )
             self._loaded[index] = (plan, users + 1)
         return plan
-
-
-class _Instance(StreamedEngine):
-    def __init__(self, device: CudaDevice, runner: TensorRTRunner, options: StreamOptions, source: PlanSource) -> None:
-        self._source: PlanSource | None = None
-        super().__init__(device, runner, options)
-        self._source = source
-
-    def close(self) -> None:
-        """See Engine.close."""
-        super().close()
-        if self._source is not None:
-            self._source.give_back(self._device)
-            self._source = None

@@ -11,7 +11,8 @@ import pytest
 
 from engines.backends.cuda.api import CudaDevice, CudaError, Feature
 from engines.backends.cuda.fake import EVERYTHING, FakeCuda, FakeDevice
-from engines.backends.streamed import MAX_CAPTURE_FAILURES, StreamedEngine, StreamOptions
+from engines.backends.options import StreamOptions
+from engines.backends.streamed import MAX_CAPTURE_FAILURES, StreamedEngine
 from engines.engine import DeviceRows
 from engines.errors import EngineDied, EngineFailed, InvalidRequest
 from engines.tensor import DeviceMemory, DType

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from engines.backends.canary import Canary, read_canary
 from engines.backends.cuda.api import CudaError, DeviceInfo
 from engines.backends.cuda.fake import FakeDevice
-from engines.backends.streamed import StreamOptions
+from engines.backends.options import StreamOptions
 from engines.backends.sweep import sample_inputs
 from engines.backends.tensorrt.library import dtype_of
 from engines.backends.tensorrt.plan import PLAN_FILE, PlanCard, PlanKey, card_of, key_of, read_card, read_plan
