@@ -83,6 +83,8 @@ class LocalInference:
         self._running: dict[int, Batch] = {}
         self._listeners: tuple[Listener, ...] = ()
         self._leave: Callable[[], None] = lambda: None
+        self.device = "cpu"
+        """What reports say that batches ran on."""
         self.closed: Callable[[], None] = lambda: None
         """Called once all engines are closed."""
         pool.freed = self._dispatch_soon
@@ -336,7 +338,7 @@ class LocalInference:
         return BatchReport(
             model=self._spec.name,
             version=self._spec.version,
-            device="cpu",
+            device=self.device,
             rows=batch.rows,
             padded_rows=batch.padded_rows,
             closed_by=batch.closed_by,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import platform
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -16,6 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.core import Metric
 
+from engines.backends.cuda.find import find_cuda
+from engines.backends.gpus import Gpus
 from engines.errors import InferError, LoadFailed
 from engines.inference import Inference
 from engines.repository.lifecycle import State
@@ -156,11 +160,13 @@ class Server:
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
+        self.gpus = Gpus(find_cuda, _device_lost)
         self.hopeless = asyncio.Event()
         self.hung = HungEngines(options.patience, self._too_many_hang)
         self.feedback = Feedback(options.state_dir, options.triggers, self._watched)
         self.watcher = Watcher((self.feedback.prediction_sink, self.feedback.capture_sink))
         opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir)
+        opener.gpus = self.gpus
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
         self._transport: Transport | None = None
@@ -345,6 +351,12 @@ def manage(
 def _dress(model: ServedModel, inference: Inference, split_key: str) -> ServedModel:
     """The model with another stack, which has to see each request, for a rollout."""
     return replace(model, inference=inference, recalls=None, split_key=split_key)
+
+
+def _device_lost(text: str) -> None:
+    """Drain and end: CUDA works again in a new process only, which whoever supervises this one starts."""
+    log.critical("%s; the server ends, so that a new process can use it", text)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> Ending:

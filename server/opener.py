@@ -7,13 +7,16 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.backends.cores import available_cores
+from engines.backends.cuda.find import find_cuda
+from engines.backends.gpus import Gpus
 from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
 from engines.backends.sweep import Layout, choose, layouts, measure_costs
 from engines.costs import costs_file, load_costs, save_costs
+from engines.engine import Engine
 from engines.errors import InferError, LoadFailed
 from engines.inference import Inference
 from engines.local import LocalInference
@@ -29,6 +32,7 @@ from engines.watchdog import HungEngines, Watch
 from server.cache.cached import CachedInference
 from server.cache.settings import cache_options_of
 from server.cache.store import Store
+from server.seats import seats_of
 from server.telemetry.assembly import Telemetry
 from server.telemetry.meter import ModelMeter
 from server.transport.model import ServedModel
@@ -39,6 +43,16 @@ from server.watch.watcher import Watched, Watcher
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What runs a model: its engines, how many, how many batches each takes at a time, and where."""
+
+    open_engine: Callable[[], Engine]
+    layout: Layout
+    depth: int = 1
+    device: str = "cpu"
+
+
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
@@ -46,6 +60,8 @@ class ModelOpener:
         self, telemetry: Telemetry, store: Store, watcher: Watcher, hung: HungEngines, cache_dir: Path | None
     ) -> None:
         self._hung = hung
+        self.gpus = Gpus(find_cuda)
+        """Those that models may run on."""
         self._telemetry = telemetry
         self._store = store
         self._watcher = watcher
@@ -59,17 +75,21 @@ class ModelOpener:
         spec = definition.spec
         cache_options = cache_options_of(definition.config.response_cache)
         watch_options_of(definition.config.watch, spec)  # raises before anything is brought up
-        open_engine, layout = await asyncio.to_thread(self._open_session, definition)
-        cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
+        opened = await asyncio.to_thread(self._open, definition)
+        open_engine, layout, depth = opened.open_engine, opened.layout, opened.depth
+        cost, costs_file = await asyncio.to_thread(self._costs, definition, opened)
         name = f"{spec.name}:{spec.version}"
         watch = Watch(self._hung, lambda rows: cost.typical[min(rows, cost.max_rows)])
-        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline, watch=watch)
+        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline, watch=watch, depth=depth)
         await pool.open()
         meter = ModelMeter(spec)
         observe = self._telemetry.observer(meter)
-        scheduler = make_scheduler(definition.policy, definition.limits, definition.deadlines, cost, layout.instances)
+        scheduler = make_scheduler(
+            definition.policy, definition.limits, definition.deadlines, cost, layout.instances * depth
+        )
         local = LocalInference(spec, pool, scheduler, definition.limits, observe)
-        if not layout.inline:  # those on the loop take turns by themselves
+        local.device = opened.device
+        if not layout.inline and opened.device == "cpu":  # those on the loop take turns by themselves
             local.share(self._processor, layout.threads)
         if costs_file is not None:
             local.closed = lambda: save_costs(costs_file, cost)
@@ -79,9 +99,10 @@ class ModelOpener:
             await local.close()
             raise
         meter.reset()
+        where = "on the event loop" if layout.inline else f"with {layout.threads} thread(s)"
         log.info(
-            "%s is up: %d engine(s) with %d thread(s)%s, batches of up to %d rows",
-            *(name, layout.instances, layout.threads, ", on the event loop" if layout.inline else ""),
+            "%s is up: %d engine(s) %s, batches of up to %d rows",
+            *(name, layout.instances, where if opened.device == "cpu" else f"on {opened.device}"),
             max(1, spec.max_rows),
         )
         cache = None
@@ -111,6 +132,14 @@ class ModelOpener:
         if watched is not None:
             await asyncio.to_thread(self._watcher.release, watched)
 
+    def _open(self, definition: Definition) -> _Opened:
+        gpu = definition.engine.gpu
+        if gpu is None:
+            open_engine, layout = self._open_session(definition)
+            return _Opened(open_engine, layout)
+        seats = seats_of(definition, gpu, self.gpus)
+        return _Opened(seats, Layout(len(seats), 1), gpu.stream.in_flight, ",".join(seats.devices))
+
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
         spec, options = definition.spec, definition.engine
         source = SessionSource(definition.model_file, spec, options, self._cache_dir)
@@ -134,9 +163,7 @@ class ModelOpener:
         session = sessions[layout.threads]
         return lambda: OnnxRuntimeEngine(spec, session), layout
 
-    def _costs(
-        self, definition: Definition, open_engine: Callable[[], OnnxRuntimeEngine], layout: Layout
-    ) -> tuple[CostModel, Path | None]:
+    def _costs(self, definition: Definition, opened: _Opened) -> tuple[CostModel, Path | None]:
         """What executions cost in this layout, from the last time or measured now, and the file to keep it in."""
         spec = definition.spec
         cost = CostModel(
@@ -145,13 +172,13 @@ class ModelOpener:
         if definition.policy is Policy.FIFO:
             return cost, None
         path = None
-        if self._cache_dir is not None:
-            path = costs_file(self._cache_dir, spec, layout.instances, layout.threads)
+        if self._cache_dir is not None and opened.device == "cpu":  # what a GPU needs says nothing of another one
+            path = costs_file(self._cache_dir, spec, opened.layout.instances, opened.layout.threads)
             if load_costs(path, cost):
                 return cost, path
         try:
             with self._measuring:
-                engine = open_engine()
+                engine = opened.open_engine()
                 try:
                     cost.seed(measure_costs(engine, spec, cost.sizes))
                 finally:

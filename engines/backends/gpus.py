@@ -15,7 +15,8 @@ from engines.backends.canary import Canary
 from engines.backends.cuda.api import CudaApi, CudaDevice, CudaError
 from engines.backends.options import GpuGroup, GpuOptions
 from engines.backends.streamed import StreamedEngine
-from engines.errors import LoadFailed
+from engines.backends.sweep import sample_inputs
+from engines.errors import EngineDied, LoadFailed
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ class Seats:
         self._lock = threading.Lock()
         self.canary: Canary | None = None
         """Known answers that each instance must give before it serves."""
+        self.sizes: Sequence[int] = ()
+        """Rows of the batches that each instance rehearses before it serves, so that its graphs are captured."""
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -165,6 +168,7 @@ class Seats:
         try:
             if self.canary is not None:
                 self.canary.check(engine)
+            rehearse(engine, self.sizes)
         except BaseException:
             engine.close()
             raise
@@ -177,3 +181,18 @@ class Seats:
                 raise LoadFailed(f"all {len(self._seats)} instances are open")
             seat.taken = True
             return seat
+
+
+def rehearse(engine: StreamedEngine, sizes: Sequence[int]) -> None:
+    """Run batches of these sizes in every slot twice: once to warm up, once to be captured. Raises EngineDied."""
+    wanted = [tensor.name for tensor in engine.spec.outputs]
+    for rows in sizes:
+        inputs = sample_inputs(engine.spec, rows)
+        try:
+            for _ in range(2 * engine.slots):
+                engine.execute(inputs, wanted)
+        except EngineDied:
+            raise
+        except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
+            log.info("%s cannot rehearse with made-up inputs: %s", engine.spec.name, error)
+            return

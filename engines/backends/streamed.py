@@ -126,6 +126,11 @@ class StreamedEngine:
         return self._in_flight
 
     @property
+    def slots(self) -> int:
+        """Batches whose buffers exist side by side."""
+        return len(self._places)
+
+    @property
     def device(self) -> int:
         return self._device.info.index
 

@@ -22,6 +22,9 @@ Tensors: TypeAlias = Iterable[pb.ModelInput] | Iterable[pb.ModelOutput]
 BACKEND: Final = "onnxruntime"
 PLATFORM: Final = "onnxruntime_onnx"
 MODEL_FILE: Final = "model.onnx"
+PLAN_BACKEND: Final = "tensorrt"
+PLAN_PLATFORM: Final = "tensorrt_plan"
+PLAN_FILE: Final = "model.plan"
 
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 """For a batchable graph whose configuration names no size. Triton takes 4, because its batcher holds requests back
@@ -72,15 +75,22 @@ def dtype_of(data_type: int) -> DType:
 
 def model_file_of(config: pb.ModelConfig) -> str:
     """The model's file, relative to the version's folder."""
-    return config.default_model_filename or MODEL_FILE
+    return config.default_model_filename or (PLAN_FILE if is_plan(config) else MODEL_FILE)
+
+
+def is_plan(config: pb.ModelConfig) -> bool:
+    """Whether it says that the model is a TensorRT plan."""
+    return config.platform == PLAN_PLATFORM or config.backend == PLAN_BACKEND
 
 
 def _checked(config: pb.ModelConfig) -> pb.ModelConfig:
     refuse_unsupported(config)
-    if config.backend not in ("", BACKEND):
-        raise LoadFailed(f"backend: '{config.backend}' is not available; this server has '{BACKEND}'")
-    if config.platform not in ("", PLATFORM):
-        raise LoadFailed(f"platform: '{config.platform}' is not available; this server has '{PLATFORM}'")
+    if config.backend not in ("", BACKEND, PLAN_BACKEND):
+        raise LoadFailed(f"backend: '{config.backend}' is not available; there are '{BACKEND}' and '{PLAN_BACKEND}'")
+    if config.platform not in ("", PLATFORM, PLAN_PLATFORM):
+        raise LoadFailed(f"platform: '{config.platform}' is not available; there are '{PLATFORM}', '{PLAN_PLATFORM}'")
+    if is_plan(config) and (config.backend == BACKEND or config.platform == PLATFORM):
+        raise LoadFailed(f"backend: '{config.backend}' does not run the platform '{config.platform}'")
     check_relative(model_file_of(config), "default_model_filename")
     return config
 
@@ -92,7 +102,7 @@ def complete(given: pb.ModelConfig, name: str, graph: Graph) -> pb.ModelConfig:
     if config.name not in ("", name):
         raise LoadFailed(f"name: '{config.name}' must be the name of the model's folder, '{name}'")
     config.name = name
-    config.backend, config.platform = BACKEND, PLATFORM
+    config.backend, config.platform = (PLAN_BACKEND, PLAN_PLATFORM) if is_plan(config) else (BACKEND, PLATFORM)
     config.default_model_filename = model_file_of(config)
     if not config.version_policy.WhichOneof("policy_choice"):
         config.version_policy.latest.num_versions = 1

@@ -9,10 +9,11 @@ from typing import Final
 
 from engines.backends.options import EngineOptions
 from engines.errors import LoadFailed
-from engines.repository.config import PLATFORM, complete, dtype_of, model_file_of, parse_text
+from engines.repository.config import complete, dtype_of, is_plan, model_file_of, parse_text
 from engines.repository.digest import digest_files
 from engines.repository.graph import read_graph
 from engines.repository.layout import CONFIG_FILE, ModelFolder, VersionFolder, check_relative, resolve_inside
+from engines.repository.plans import plan_graph, with_plan
 from engines.repository.settings import (
     deadline_options_of,
     default_deadline_s,
@@ -74,8 +75,9 @@ def read_config(folder: ModelFolder) -> pb.ModelConfig:
 
 def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -> Definition:
     """Read the version's files and check them against the configuration; blocks on the disk. Raises LoadFailed."""
+    given = with_plan(given, version.path)
     model_file = _model_file(folder, version, model_file_of(given))
-    graph = read_graph(model_file)
+    graph = plan_graph(model_file, given) if is_plan(given) else read_graph(model_file)
     config = complete(given, folder.name, graph)
     limits = limits_of(config)
     outputs = tuple(_output(tensor, folder.path) for tensor in config.output)
@@ -88,7 +90,7 @@ def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -
     spec = ModelSpec(
         name=folder.name,
         version=version.number,
-        platform=PLATFORM,
+        platform=config.platform,
         inputs=tuple(TensorSpec(t.name, dtype_of(t.data_type), tuple(t.dims), t.optional) for t in config.input),
         outputs=outputs,
         max_rows=config.max_batch_size,

@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Final
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GraphLevel
+from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
+from engines.repository.config import is_plan
 from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
 from server.pb import model_config_pb2 as pb
 
@@ -158,6 +159,40 @@ def engine_options_of(config: pb.ModelConfig) -> EngineOptions:
         memory_arena=_switch(parameters, "enable_mem_arena", default=True),
         memory_pattern=_switch(parameters, "enable_mem_pattern", default=True),
         session_config=MappingProxyType({key: parameters[key] for key in SESSION_PARAMETERS if key in parameters}),
+        gpu=gpu_options_of(config),
+    )
+
+
+def gpu_options_of(config: pb.ModelConfig) -> GpuOptions | None:
+    """How the model uses GPUs; None for one that runs on the processor. Raises LoadFailed."""
+    kinds = pb.ModelInstanceGroup
+    plan = is_plan(config)
+    on_gpu = [
+        group.kind == kinds.KIND_GPU or (plan and group.kind == kinds.KIND_AUTO) for group in config.instance_group
+    ]
+    if not any(on_gpu) and not plan:
+        if any(group.gpus for group in config.instance_group) or config.HasField("gpu"):
+            raise LoadFailed("instance_group.gpus and gpu are about instance groups with kind: KIND_GPU")
+        return None
+    if not all(on_gpu):
+        raise LoadFailed("instance_group.kind: the instances of a model run on GPUs or on the processor, not on both")
+    given = config.gpu
+    if not 0 <= given.in_flight <= 3:
+        raise LoadFailed(f"gpu.in_flight: {given.in_flight} is not between 1 and 3")
+    named = tuple(given.devices)
+    groups = tuple(
+        GpuGroup(max(1, group.count), tuple(map(str, group.gpus)) or named) for group in config.instance_group
+    )
+    return GpuOptions(
+        groups=groups or (GpuGroup(1, named),),
+        stream=StreamOptions(
+            graphs=not given.no_graphs,
+            spin=config.optimization.cuda.busy_wait_events,
+            urgent=given.urgent,
+            in_flight=given.in_flight or 2,
+        ),
+        memory_bytes=given.memory_bytes,
+        provider=MappingProxyType(dict(given.provider)),
     )
 
 
@@ -166,8 +201,6 @@ def _instances(config: pb.ModelConfig) -> int:
     group_kind = pb.ModelInstanceGroup
     counts = [group.count for group in config.instance_group]
     for group in config.instance_group:
-        if group.kind == group_kind.KIND_GPU:
-            raise LoadFailed("instance_group.kind: KIND_GPU needs a GPU, and this server runs models on the CPU")
         if group.kind not in group_kind.Kind.values():
             raise LoadFailed(f"instance_group.kind: {group.kind} is not known")
         if group.count < 0:

@@ -120,7 +120,11 @@ def test_defaults_make_inputs_optional_only_when_asked() -> None:
     [
         ("name: 'other'", "name: 'other' must be the name of the model's folder, 'm'"),
         ("backend: 'python'", "backend: 'python' is not available"),
-        ("platform: 'tensorrt_plan'", "platform: 'tensorrt_plan' is not available"),
+        ("platform: 'pytorch_libtorch'", "platform: 'pytorch_libtorch' is not available"),
+        (
+            "platform: 'tensorrt_plan' backend: 'onnxruntime'",
+            "backend: 'onnxruntime' does not run the platform 'tensorrt_plan'",
+        ),
         ("max_batch_size: -1", "max_batch_size: -1 is negative"),
         ("input { name: 'z' }", "unexpected input 'z': the model's inputs are 'x'"),
         ("output { name: 'z' }", "unexpected output 'z': the model's outputs are 'y'"),

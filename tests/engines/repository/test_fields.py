@@ -66,10 +66,7 @@ REFUSALS = {
     "batch_input": "batch_input { }",
     "batch_output": "batch_output { }",
     "optimization.priority": "optimization { priority: PRIORITY_MAX }",
-    "optimization.cuda.graphs": "optimization { cuda { graphs: true } }",
-    "optimization.cuda.busy_wait_events": "optimization { cuda { busy_wait_events: true } }",
     "optimization.cuda.graph_spec": "optimization { cuda { graph_spec { } } }",
-    "optimization.cuda.output_copy_stream": "optimization { cuda { output_copy_stream: true } }",
     "optimization.execution_accelerators.gpu_execution_accelerator": (
         "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' } } }"
     ),
@@ -80,7 +77,6 @@ REFUSALS = {
     "optimization.eager_batching": "optimization { eager_batching: true }",
     "sequence_batching": "sequence_batching { }",
     "ensemble_scheduling": "ensemble_scheduling { }",
-    "instance_group.gpus": "instance_group { gpus: 0 }",
     "instance_group.rate_limiter": "instance_group { rate_limiter { } }",
     "instance_group.secondary_devices": "instance_group { secondary_devices { } }",
     "instance_group.profile": "instance_group { profile: '0' }",

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GraphLevel
+from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
 from engines.repository.settings import (
@@ -161,7 +161,13 @@ def test_instance_groups(text: str, instances: int) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("instance_group { kind: KIND_GPU }", "instance_group.kind: KIND_GPU needs a GPU"),
+        ("instance_group { gpus: 0 }", "instance_group.gpus and gpu are about instance groups with kind: KIND_GPU"),
+        ("gpu { in_flight: 2 }", "instance_group.gpus and gpu are about"),
+        (
+            "instance_group { kind: KIND_GPU count: 1 } instance_group { count: 1 }",
+            "instance_group.kind: the instances",
+        ),
+        ("instance_group { kind: KIND_GPU } gpu { in_flight: 4 }", "gpu.in_flight: 4 is not between 1 and 3"),
         ("instance_group { count: -1 }", "instance_group.count: -1 is negative"),
         ("instance_group { count: 1 } instance_group { }", "instance_group.count: with several groups"),
         ("optimization { graph { level: 3 } }", "optimization.graph.level: 3 is none of 0, -1, 1, 2"),
@@ -207,3 +213,18 @@ def test_deadlines_have_defaults_and_each_can_be_set() -> None:
 def test_deadlines_that_make_no_sense_are_refused(text: str, fault: str) -> None:
     with pytest.raises(LoadFailed, match=fault):
         deadline_options_of(parse_text(f"dynamic_batching {{ deadlines {{ {text} }} }}"))
+
+
+def test_gpu_options() -> None:
+    text = """instance_group { kind: KIND_GPU count: 2 gpus: [0, 3] } instance_group { kind: KIND_GPU count: 1 }
+              gpu { in_flight: 3 no_graphs: true urgent: true memory_bytes: 5 devices: 'MIG-1'
+                    provider { key: 'gpu_mem_limit' value: '7' } }
+              optimization { cuda { busy_wait_events: true graphs: true } }"""
+    assert engine(text).gpu == GpuOptions(
+        groups=(GpuGroup(2, ("0", "3")), GpuGroup(1, ("MIG-1",))),
+        stream=StreamOptions(graphs=False, spin=True, urgent=True, in_flight=3),
+        memory_bytes=5,
+        provider={"gpu_mem_limit": "7"},
+    )
+    assert engine("platform: 'tensorrt_plan'").gpu == GpuOptions()
+    assert engine("").gpu is None
