@@ -61,6 +61,7 @@ from server.transport import feedback as feedback_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
 from server.transport import watch as watch_service
+from server.transport.device_memory import CudaSharedMemory
 from server.transport.health import HealthService
 from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions, create_server
@@ -177,7 +178,13 @@ class Server:
         server, grpc_port = create_server(options.listen, self.inflight)
         self._transport = server
         service = InferenceService(
-            self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
+            self.models,
+            self.lifecycle,
+            self.regions,
+            self.telemetry,
+            self.logs,
+            options.service,
+            gpu_regions=CudaSharedMemory(self.gpus.devices),
         )
         service.inflight = self.inflight
         self._register(server, service)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class _Opened:
     layout: Layout
     depth: int = 1
     device: str = "cpu"
+    rehearsed: Callable[[], Mapping[int, float]] = dict
+    """Seconds by rows of what its engines ran before they were given out, once they are open."""
 
 
 class ModelOpener:
@@ -82,6 +84,8 @@ class ModelOpener:
         watch = Watch(self._hung, lambda rows: cost.typical[min(rows, cost.max_rows)])
         pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline, watch=watch, depth=depth)
         await pool.open()
+        if seconds := opened.rehearsed():
+            cost.seed(seconds)
         meter = ModelMeter(spec)
         observe = self._telemetry.observer(meter)
         scheduler = make_scheduler(
@@ -138,7 +142,7 @@ class ModelOpener:
             open_engine, layout = self._open_session(definition)
             return _Opened(open_engine, layout)
         seats = seats_of(definition, gpu, self.gpus)
-        return _Opened(seats, Layout(len(seats), 1), gpu.stream.in_flight, ",".join(seats.devices))
+        return _Opened(seats, Layout(len(seats), 1), gpu.stream.in_flight, ",".join(seats.devices), seats.rehearsed)
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
         spec, options = definition.spec, definition.engine
@@ -169,10 +173,10 @@ class ModelOpener:
         cost = CostModel(
             definition.limits.max_rows, definition.limits.allowed_rows, quantile=definition.deadlines.quantile
         )
-        if definition.policy is Policy.FIFO:
+        if definition.policy is Policy.FIFO or opened.device != "cpu":
             return cost, None
         path = None
-        if self._cache_dir is not None and opened.device == "cpu":  # what a GPU needs says nothing of another one
+        if self._cache_dir is not None:
             path = costs_file(self._cache_dir, spec, opened.layout.instances, opened.layout.threads)
             if load_costs(path, cost):
                 return cost, path

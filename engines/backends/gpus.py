@@ -6,10 +6,13 @@ Promise: an instance is opened only where its memory fits, and one that died is 
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from engines.backends.canary import Canary
 from engines.backends.cuda.api import CudaApi, CudaDevice, CudaError
@@ -19,6 +22,9 @@ from engines.backends.sweep import sample_inputs
 from engines.errors import EngineDied, LoadFailed
 
 log = logging.getLogger(__name__)
+
+REHEARSALS: Final = 5
+"""Of each size in each slot: one to warm up, one to be captured, three to be timed."""
 
 OpenOn = Callable[[CudaDevice], StreamedEngine]
 
@@ -135,11 +141,16 @@ class Seats:
         self._lock = threading.Lock()
         self.canary: Canary | None = None
         """Known answers that each instance must give before it serves."""
+        self._seconds: dict[int, float] = {}
         self.sizes: Sequence[int] = ()
         """Rows of the batches that each instance rehearses before it serves, so that its graphs are captured."""
 
     def __len__(self) -> int:
         return len(self._seats)
+
+    def rehearsed(self) -> Mapping[int, float]:
+        """Seconds that a batch took in rehearsal, by rows."""
+        return dict(self._seconds)
 
     @property
     def devices(self) -> Sequence[str]:
@@ -168,7 +179,7 @@ class Seats:
         try:
             if self.canary is not None:
                 self.canary.check(engine)
-            rehearse(engine, self.sizes)
+            self._seconds |= rehearse(engine, self.sizes)
         except BaseException:
             engine.close()
             raise
@@ -183,16 +194,25 @@ class Seats:
             return seat
 
 
-def rehearse(engine: StreamedEngine, sizes: Sequence[int]) -> None:
-    """Run batches of these sizes in every slot twice: once to warm up, once to be captured. Raises EngineDied."""
+def rehearse(engine: StreamedEngine, sizes: Sequence[int]) -> Mapping[int, float]:
+    """Run batches of these sizes in every slot, to warm up, to be captured, and to see how long they take.
+
+    Seconds by rows, the median of the last executions. Raises EngineDied.
+    """
     wanted = [tensor.name for tensor in engine.spec.outputs]
+    seconds: dict[int, float] = {}
     for rows in sizes:
         inputs = sample_inputs(engine.spec, rows)
+        taken: list[float] = []
         try:
-            for _ in range(2 * engine.slots):
+            for _ in range(REHEARSALS * engine.slots):
+                began = time.monotonic()
                 engine.execute(inputs, wanted)
+                taken.append(time.monotonic() - began)
         except EngineDied:
             raise
         except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
             log.info("%s cannot rehearse with made-up inputs: %s", engine.spec.name, error)
-            return
+            break
+        seconds[rows] = statistics.median(taken[2 * engine.slots :])
+    return seconds

@@ -78,6 +78,12 @@ def model_file_of(config: pb.ModelConfig) -> str:
     return config.default_model_filename or (PLAN_FILE if is_plan(config) else MODEL_FILE)
 
 
+def model_files_of(config: pb.ModelConfig) -> tuple[str, ...]:
+    """Files of which a version must have one; a plan needs no configuration that says what it is."""
+    unsaid = not (config.platform or config.backend or config.default_model_filename)
+    return (MODEL_FILE, PLAN_FILE) if unsaid else (model_file_of(config),)
+
+
 def is_plan(config: pb.ModelConfig) -> bool:
     """Whether it says that the model is a TensorRT plan."""
     return config.platform == PLAN_PLATFORM or config.backend == PLAN_BACKEND

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from engines.errors import LoadFailed, ModelNotFound, NotAllowed
-from engines.repository.config import model_file_of, parse_json
+from engines.repository.config import model_files_of, parse_json
 from engines.repository.definition import Definition, read_config
 from engines.repository.handle import Closeable, Handle, Scratch
 from engines.repository.layout import ModelFolder, Scan, Seen, look, scan, settle
@@ -369,7 +369,7 @@ class ModelManager(Generic[T]):
         except LoadFailed as error:
             model.blame(str(error))
             raise
-        whole = {number: v for number, v in seen.versions.items() if v.holds(model_file_of(config))}
+        whole = {number: v for number, v in seen.versions.items() if any(map(v.holds, model_files_of(config)))}
         unsettled = folder.versions.keys() - seen.versions.keys()
         available = {*whole, *seen.kept}
         chosen = chosen_versions(config, available) | (self._steering.kept(model.name) & available)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from engines.request import NO_PARAMETERS, InferResponse, Parameter, Parameters
 from engines.spec import TensorSpec
 from engines.tensor import BY_LABEL, Buffer, DType, Tensor, elements, join_bytes, to_array
 from server.pb import grpc_service_pb2 as pb
-from server.transport.shared_memory import Placement, SystemSharedMemory
+from server.transport.device_memory import DevicePlacement, DeviceRegion
+from server.transport.shared_memory import Placement, Region
 
 CONTENTS: Final[Mapping[DType, str]] = {
     DType.BOOL: "bool_contents",
@@ -37,6 +38,12 @@ CONTENTS: Final[Mapping[DType, str]] = {
 REGION: Final = "shared_memory_region"
 
 
+class AnyRegions(Protocol):
+    """Where regions are found by name. `get` raises NotFound."""
+
+    def get(self, name: str) -> Region | DeviceRegion: ...
+
+
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
     """What the caller wants done with one output beyond sending it."""
@@ -44,7 +51,7 @@ class OutputPlan:
     name: str
     classes: int = 0
     """Return the best so many classes instead of the tensor. 0: the tensor."""
-    placement: Placement | None = None
+    placement: Placement | DevicePlacement | None = None
     """Write it there instead of sending it."""
 
 
@@ -55,7 +62,7 @@ def read_parameters(given: Mapping[str, pb.InferParameter]) -> Parameters:
     return {name: _value(name, parameter) for name, parameter in given.items()}
 
 
-def read_inputs(request: pb.ModelInferRequest, regions: SystemSharedMemory) -> list[Tensor]:
+def read_inputs(request: pb.ModelInferRequest, regions: AnyRegions) -> list[Tensor]:
     """All inputs, in the order of the request, not yet checked against the model.
 
     Raises InvalidRequest for what no model could take, naming the input.
@@ -70,6 +77,9 @@ def read_inputs(request: pb.ModelInferRequest, regions: SystemSharedMemory) -> l
             raise InvalidRequest(f"inference input '{given.name}' has unknown data-type '{given.datatype}'")
         data: Buffer
         if given.parameters and (placement := _placement(given.name, given.parameters, regions)) is not None:
+            if isinstance(placement, DevicePlacement):
+                tensors.append(Tensor(given.name, dtype, tuple(given.shape), b"", placement.memory))
+                continue
             data = placement.read()
         elif count:
             if given.HasField("contents"):
@@ -94,7 +104,7 @@ def read_inputs(request: pb.ModelInferRequest, regions: SystemSharedMemory) -> l
     return tensors
 
 
-def read_outputs(request: pb.ModelInferRequest, regions: SystemSharedMemory) -> tuple[list[str], list[OutputPlan]]:
+def read_outputs(request: pb.ModelInferRequest, regions: AnyRegions) -> tuple[list[str], list[OutputPlan]]:
     """Names of the outputs asked for, and plans where any of them wants more than to be sent."""
     names: list[str] = []
     plans: list[OutputPlan] = []
@@ -134,10 +144,11 @@ def write_response(
         if plan.placement is None:
             raw.append(bytes(sent.data))
             continue
-        plan.placement.write(sent.name, sent.data)
+        if sent.device is None:  # else the engine has put it there
+            plan.placement.write(sent.name, sent.data)
         output.parameters[REGION].string_param = plan.placement.region.name
         output.parameters["shared_memory_offset"].int64_param = plan.placement.offset
-        output.parameters["shared_memory_byte_size"].int64_param = len(sent.data)
+        output.parameters["shared_memory_byte_size"].int64_param = sent.size_bytes
         raw.append(b"")  # clients count entries by output
     return message
 
@@ -180,7 +191,9 @@ def _integer(name: str, value: Parameter) -> int:
     return value
 
 
-def _placement(name: str, parameters: Mapping[str, pb.InferParameter], regions: SystemSharedMemory) -> Placement | None:
+def _placement(
+    name: str, parameters: Mapping[str, pb.InferParameter], regions: AnyRegions
+) -> Placement | DevicePlacement | None:
     if REGION not in parameters:
         return None
     values = read_parameters(parameters)
@@ -190,6 +203,8 @@ def _placement(name: str, parameters: Mapping[str, pb.InferParameter], regions: 
         raise InvalidRequest(f"'shared_memory_byte_size' must be given for '{name}' with 'shared_memory_region'")
     size = _integer("shared_memory_byte_size", values["shared_memory_byte_size"])
     region.view(offset, size)
+    if isinstance(region, DeviceRegion):
+        return DevicePlacement(region, offset, size)
     return Placement(region, offset, size)
 
 

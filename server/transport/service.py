@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVa
 from google.protobuf import json_format
 from grpc import StatusCode
 
-from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Overloaded, Unsupported
+from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, LoadFailed, Overloaded, Unsupported
 from engines.request import InferRequest, Origin
+from engines.tensor import DeviceMemory
 from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
@@ -23,6 +24,7 @@ from server.rollout.context import SPLIT
 from server.telemetry.context import METHOD
 from server.telemetry.meter import UnroutedMeter
 from server.transport.codec import OutputPlan, read_inputs, read_outputs, read_parameters, write_response
+from server.transport.device_memory import NO_CUDA, CudaSharedMemory, Regions, placed_outputs
 from server.transport.inflight import RETRY_AFTER_S, TEXT, Inflight
 from server.transport.model import ServedModel, priority_of
 from server.transport.shared_memory import SystemSharedMemory
@@ -47,12 +49,13 @@ EXTENSIONS: Final = (
 )
 """Only what works is listed: load generators believe it."""
 
+CUDA_EXTENSION: Final = "cuda_shared_memory"
+
 STREAM_WINDOW: Final = 128
 """Most requests of one stream in work at a time; the next is read when the oldest has been answered."""
 
 FINAL_WANTED: Final = "triton_enable_empty_final_response"
 GOING_AWAY: Final = "the server is shutting down"
-NO_CUDA: Final = "CUDA shared memory needs a server with a GPU"
 
 
 class Call(Protocol):
@@ -173,7 +176,7 @@ def answering(handler: Callable[[Any, _Request, Call], Awaitable[_Response]]) ->
 class InferenceService(GRPCInferenceServiceServicer):
     """Translates between messages and the stack of Inference layers; holds no state of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (all that it translates for)
         self,
         models: Models,
         lifecycle: Lifecycle,
@@ -181,10 +184,14 @@ class InferenceService(GRPCInferenceServiceServicer):
         telemetry: Telemetry,
         logs: Settings,
         options: ServiceOptions,
+        *,
+        gpu_regions: CudaSharedMemory | None = None,
     ) -> None:
         self._models = models
         self._lifecycle = lifecycle
         self._regions = regions
+        self._gpu_regions = gpu_regions or CudaSharedMemory(_no_gpus)
+        self._all_regions = Regions(regions, self._gpu_regions)
         self._unrouted = telemetry.unrouted
         self._traces = telemetry.tracer
         self._logs = logs
@@ -319,8 +326,8 @@ class InferenceService(GRPCInferenceServiceServicer):
     ) -> tuple[InferRequest, Sequence[OutputPlan], bool]:
         parameters = read_parameters(request.parameters)
         deadline = model.deadline(asyncio.get_running_loop().time(), context.time_remaining(), parameters)
-        inputs, rows = model.checker.inputs(read_inputs(request, self._regions))
-        names, plans = read_outputs(request, self._regions)
+        inputs, rows = model.checker.inputs(read_inputs(request, self._all_regions))
+        names, plans = read_outputs(request, self._all_regions)
         spec = model.spec
         asked = InferRequest(
             model=spec.name,
@@ -334,6 +341,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             id=request.id,
             trace=_trace(context),
             parameters=parameters,
+            placed=_placed(plans, model, rows) if plans else None,
         )
         return asked, plans, spec.batched
 
@@ -379,7 +387,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         context: Call,
     ) -> pb.ServerMetadataResponse:
         """Name, version and extensions."""
-        return pb.ServerMetadataResponse(name=self._options.name, version=self._options.version, extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, CUDA_EXTENSION) if self._gpu_regions.available else EXTENSIONS
+        return pb.ServerMetadataResponse(name=self._options.name, version=self._options.version, extensions=extensions)
 
     @answering
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Call) -> pb.ModelMetadataResponse:
@@ -495,10 +504,14 @@ class InferenceService(GRPCInferenceServiceServicer):
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Call
     ) -> pb.CudaSharedMemoryStatusResponse:
-        """No region can be registered without a GPU, so there is none."""
-        if request.name:
+        """The region of that name, or all."""
+        if request.name and not self._gpu_regions.available:
             raise Unsupported(NO_CUDA)
-        return pb.CudaSharedMemoryStatusResponse()
+        response = pb.CudaSharedMemoryStatusResponse()
+        for region in self._gpu_regions.status(request.name):
+            line = response.regions[region.name]
+            line.name, line.device_id, line.byte_size = region.name, region.device_id, region.size
+        return response
 
     @answering
     async def CudaSharedMemoryRegister(
@@ -506,15 +519,23 @@ class InferenceService(GRPCInferenceServiceServicer):
         request: pb.CudaSharedMemoryRegisterRequest,
         context: Call,
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        """Refused without a GPU."""
-        raise Unsupported(NO_CUDA)
+        """Make another process's memory on a GPU usable by name."""
+        handle, device_id, size = request.raw_handle, request.device_id, request.byte_size
+        await asyncio.to_thread(self._gpu_regions.register, request.name, handle, device_id, size)
+        return pb.CudaSharedMemoryRegisterResponse()
 
     @answering
     async def CudaSharedMemoryUnregister(
-        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Call
+        self,
+        request: pb.CudaSharedMemoryUnregisterRequest,
+        context: Call,
     ) -> pb.CudaSharedMemoryUnregisterResponse:
-        """Forgetting all of none succeeds."""
-        if request.name:
+        """Forget the region of that name, or all."""
+        if not request.name:
+            self._gpu_regions.unregister_all()
+        elif self._gpu_regions.available:
+            self._gpu_regions.unregister(request.name)
+        else:
             raise Unsupported(NO_CUDA)
         return pb.CudaSharedMemoryUnregisterResponse()
 
@@ -569,6 +590,15 @@ def _known(error: Exception) -> InferError:
 
 async def _too_much() -> NoReturn:
     raise Overloaded(TEXT, retry_after_s=RETRY_AFTER_S)
+
+
+def _placed(plans: Sequence[OutputPlan], model: ServedModel, rows: int) -> Mapping[str, DeviceMemory] | None:
+    placements = {plan.name: plan.placement for plan in plans if plan.placement is not None and not plan.classes}
+    return placed_outputs(placements, model.outputs, rows if model.spec.batched else 0) if placements else None
+
+
+def _no_gpus() -> NoReturn:
+    raise LoadFailed("it was started without")
 
 
 def _metadata(context: Call, key: str) -> str:
