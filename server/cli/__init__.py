@@ -12,6 +12,7 @@ from server.cli.demo import demo
 from server.cli.feedback import feedback
 from server.cli.label import label
 from server.cli.models import models
+from server.cli.plan import plan
 from server.cli.profile import profile
 from server.cli.record import record
 from server.cli.rollout import rollout
@@ -44,6 +45,7 @@ for command in (
     simulate,
     record,
     build,
+    plan,
     compare,
     profile,
     cache,

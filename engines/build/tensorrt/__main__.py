@@ -1,4 +1,4 @@
-"""The builder's own process: `python -m engines.build.tensorrt < job.json`.
+"""The builder's own process: `python -m engines.build.tensorrt GPU < job.json`.
 
 TensorRT may end the process that builds, or take all of its memory; neither may happen to whoever asked. What is done
 is told on standard output, one JSON object a line: `{"step": ..., "done": ..., "of": ...}`, at the end
@@ -43,7 +43,7 @@ def main() -> int:
     job = PlanJob.from_json(sys.stdin.read())
     try:
         # The driver first: without a device TensorRT ends the process, and nobody would know why.
-        device = find_cuda().device(0)
+        device = find_cuda().device(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
         device.bind()
         tell(built=run(load(), job))
     except (BuildFailed, LoadFailed) as error:

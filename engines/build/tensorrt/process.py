@@ -26,10 +26,13 @@ def build_apart(
     report: Report,
     command: Sequence[str] = COMMAND,
     memory_of: Callable[[int], int] | None = None,
+    gpu: int = 0,
 ) -> None:
-    """Build in a process of its own. Raises BuildFailed for whatever becomes of it but a plan."""
+    """Build in a process of its own, on that GPU. Raises BuildFailed for whatever becomes of it but a plan."""
     bound = job.options.memory_bytes or _memory_total() * 3 // 4
-    with subprocess.Popen([*command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, bufsize=0) as process:
+    with subprocess.Popen(
+        [*command, str(gpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, bufsize=0
+    ) as process:
         try:
             assert process.stdin is not None
             process.stdin.write(job.to_json().encode())
