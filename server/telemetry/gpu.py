@@ -55,7 +55,20 @@ class Gpus:
         for name, (text, series) in gauges.items():
             yield gauge(f"kairos_gpu_{name}", text, series, LABELS)
         energy = _scaled(self._read(nvml.nvmlDeviceGetTotalEnergyConsumption), 1e-3)
+        ecc = self._read(self._uncorrected)
+        yield gauge("kairos_gpu_uncorrected_ecc_errors", "Memory errors since the driver was loaded.", ecc, LABELS)
+        sick = [(gpu, int(pending or failed)) for gpu, (_, _, pending, failed) in self._read(self._remapped)]
+        yield gauge("kairos_gpu_needs_reset", "Whether rows of memory wait to be, or cannot be, remapped.", sick, LABELS)
         yield counter("kairos_gpu_energy_joules", "Energy used since the driver was loaded.", energy, LABELS)
+
+    def _uncorrected(self, handle: Any) -> int:  # noqa: ANN401  (an opaque handle)
+        nvml = self._nvml
+        kinds = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+        return int(nvml.nvmlDeviceGetTotalEccErrors(handle, *kinds))
+
+    def _remapped(self, handle: Any) -> tuple[int, int, int, int]:  # noqa: ANN401  (as above)
+        corrected, uncorrected, pending, failed = self._nvml.nvmlDeviceGetRemappedRows(handle)
+        return corrected, uncorrected, pending, failed
 
     def _read(self, get: Callable[[Any], Any]) -> list[tuple[tuple[str, str], Any]]:
         """One figure of all GPUs that have it: not all do, and a GPU may fall off the bus."""

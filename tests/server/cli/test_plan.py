@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import onnx
@@ -15,8 +16,9 @@ from engines.build.tensorrt import timings
 from engines.build.tensorrt.network import Report, build_plan
 from engines.build.tensorrt.options import PlanJob
 from server.cli import cli
-from server.cli import plan as command
 from tests.support.fake_tensorrt import FakeTensorRT
+
+command = importlib.import_module("server.cli.plan")  # its package has the command of the same name
 
 
 @pytest.fixture

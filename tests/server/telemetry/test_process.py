@@ -186,6 +186,15 @@ class Nvml:
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
         return 700_000
 
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: int, kind: int, counter: int) -> int:
+        assert (kind, counter) == (1, 0)
+        return 3
+
+    def nvmlDeviceGetRemappedRows(self, handle: int) -> tuple[int, int, int, int]:
+        return (1, 0, handle, 0)
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
         if handle == 1:
             raise self.NVMLError("not supported")
@@ -198,6 +207,9 @@ def test_gpus_are_read_in_base_units() -> None:
     assert found[f"kairos_gpu_utilization_ratio{{{labels}}}"] == 0.75
     assert found[f"kairos_gpu_memory_used_bytes{{{labels}}}"] == 10
     assert found[f"kairos_gpu_power_watts{{{labels}}}"] == 250
+    assert found[f"kairos_gpu_uncorrected_ecc_errors{{{labels}}}"] == 3
+    assert found[f"kairos_gpu_needs_reset{{{labels}}}"] == 0
+    assert found['kairos_gpu_needs_reset{gpu="1",gpu_uuid="GPU-1"}'] == 1
     assert found[f"kairos_gpu_energy_joules_total{{{labels}}}"] == 5
     assert 'kairos_gpu_energy_joules_total{gpu="1",gpu_uuid="GPU-1"}' not in found
 
