@@ -49,6 +49,11 @@ ELEMENTS: Final[Mapping[DType, int]] = {
     DType.FP64: TensorProto.DOUBLE,
 }
 
+MAX_GRAPHS: Final = 256
+"""Graphs that ONNX Runtime is let to capture; it never gives one up, so further shapes run without."""
+MAX_BOUND: Final = 1024
+"""Bindings that are kept for shapes that come again."""
+
 _STICKY_WORDS: Final = {
     "an illegal memory access": "CUDA_ERROR_ILLEGAL_ADDRESS",
     "unspecified launch failure": "CUDA_ERROR_LAUNCH_FAILED",
@@ -107,6 +112,7 @@ class OrtCudaRunner:
         self._device = device
         self._open_session = open_session
         self._own_graphs = own_graphs
+        self._graphs = 0
         self._session: Any = None
         self._bound: dict[object, _Bound] = {}
         self._last: dict[int, Any] = {}
@@ -129,6 +135,8 @@ class OrtCudaRunner:
         key = (slot, tuple(sorted(shapes.items())))
         bound = self._bound.get(key)
         if bound is None or bound.addresses != addresses:
+            if len(self._bound) >= MAX_BOUND:
+                self._bound.clear()
             bound = self._bound[key] = self._bind(shapes, addresses)
         options = ort.RunOptions()
         options.add_run_config_entry(NO_SYNC, "1")
@@ -169,7 +177,10 @@ class OrtCudaRunner:
                 binding.bind_output(tensor.name, "cuda", device, kind, shape, addresses[tensor.name])
         # Memory that ONNX Runtime finds anew each time cannot be in a graph.
         fixed = None not in outputs.values()
-        return _Bound(binding, dict(addresses), str(len(self._bound)) if fixed else NO_GRAPH)
+        if not fixed or self._graphs >= MAX_GRAPHS:
+            return _Bound(binding, dict(addresses), NO_GRAPH)
+        self._graphs += 1
+        return _Bound(binding, dict(addresses), str(self._graphs - 1))
 
 
 def _capacity(spec: ModelSpec) -> Mapping[str, int]:

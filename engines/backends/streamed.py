@@ -38,6 +38,8 @@ Shapes: TypeAlias = Mapping[str, Shape]
 
 MAX_GRAPHS: Final = 128
 """Graphs an engine keeps, of which each takes some device memory; the one unused for longest makes room."""
+MAX_SEEN: Final = 4096
+"""Shapes that are remembered for having come once."""
 MAX_CAPTURE_FAILURES: Final = 2
 """After so many an engine does without graphs."""
 
@@ -214,8 +216,11 @@ class StreamedEngine:
         device.record(slot.copied_in, self._in)
         device.wait(self._compute, slot.copied_in)
         device.wait(self._compute, slot.copied_out)
-        self._run(slot, shapes)
+        addresses = {name: buffer.address for name, buffer in (*slot.inputs.items(), *slot.outputs.items())}
+        launched = self._run(slot, shapes, addresses)
         device.record(slot.computed, self._compute)
+        if not launched and self._capture:
+            self._consider(slot, shapes, addresses)
         slot.drained.wait()
         slot.drained.clear()
         try:
@@ -228,7 +233,7 @@ class StreamedEngine:
         except BaseException:
             slot.drained.set()
             raise
-        late = [name for name in (*wanted, *places) if name not in known]
+        late = [name for name in dict.fromkeys((*wanted, *places)) if name not in known]
         return StreamedFlight(self, slot, wanted, hosts, places, late)
 
     def _copy_in(self, slot: Slot, name: str, feed: Feed) -> None:
@@ -248,28 +253,29 @@ class StreamedEngine:
             pinned[:] = source
         self._device.copy_in(address, pinned, self._in)
 
-    def _run(self, slot: Slot, shapes: Shapes) -> None:
-        addresses = {name: buffer.address for name, buffer in (*slot.inputs.items(), *slot.outputs.items())}
-        key = (slot.number, tuple(sorted(shapes.items())))
-        graph = self._graph(key, slot, shapes, addresses) if self._capture else 0
-        if graph:
-            self._device.launch(graph, self._compute)
-        elif self._runner.enqueue(slot.number, shapes, addresses, self._compute, slot.consumed):
-            return
-        # A record inside a graph tells nobody outside; here it says that the whole graph has read its inputs.
-        self._device.record(slot.consumed, self._compute)
-
-    def _graph(self, key: object, slot: Slot, shapes: Shapes, addresses: Mapping[str, int]) -> int:
-        """The graph for this slot and these shapes; 0 the first time, which is the warm-up, and where there is none."""
+    def _run(self, slot: Slot, shapes: Shapes, addresses: Mapping[str, int]) -> bool:
+        """Queue the computation; whether as a graph."""
         if self._grown != self._places.grown:  # addresses are baked into graphs
             self._forget_graphs()
+        key = _key(slot, shapes)
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
-            return graph
+            self._device.launch(graph, self._compute)
+        elif self._runner.enqueue(slot.number, shapes, addresses, self._compute, slot.consumed):
+            return False
+        # A record inside a graph tells nobody outside; here it says that the whole graph has read its inputs.
+        self._device.record(slot.consumed, self._compute)
+        return graph is not None
+
+    def _consider(self, slot: Slot, shapes: Shapes, addresses: Mapping[str, int]) -> None:
+        """Capture shapes that come again, right after they ran: whatever a change of shapes takes is done by then."""
+        key = _key(slot, shapes)
         if key not in self._seen:
+            if len(self._seen) > MAX_SEEN:
+                self._seen.clear()
             self._seen.add(key)
-            return 0
+            return
         graph = self._record(slot, shapes, addresses)
         if graph:
             self._graphs[key] = graph
@@ -277,9 +283,9 @@ class StreamedEngine:
                 _, oldest = self._graphs.popitem(last=False)
                 self._device.synchronize(self._compute)
                 self._device.destroy_graph(oldest)
-        return graph
 
     def _record(self, slot: Slot, shapes: Shapes, addresses: Mapping[str, int]) -> int:
+        """A graph of the computation; 0 where it cannot be captured."""
         try:
             self._device.begin_capture(self._compute)
             try:
@@ -373,6 +379,10 @@ class StreamedEngine:
         for _ in range(len(slots)):
             slots.fit(slots.next, inputs, outputs)
             slots.advance()
+
+
+def _key(slot: Slot, shapes: Shapes) -> object:
+    return slot.number, tuple(sorted(shapes.items()))
 
 
 def _shaped(host: Array, dtype: DType, shape: Shape) -> Array:

@@ -58,7 +58,9 @@ class Gpus:
         ecc = self._read(self._uncorrected)
         yield gauge("kairos_gpu_uncorrected_ecc_errors", "Memory errors since the driver was loaded.", ecc, LABELS)
         sick = [(gpu, int(pending or failed)) for gpu, (_, _, pending, failed) in self._read(self._remapped)]
-        yield gauge("kairos_gpu_needs_reset", "Whether rows of memory wait to be, or cannot be, remapped.", sick, LABELS)
+        yield gauge(
+            "kairos_gpu_needs_reset", "Whether rows of memory wait to be, or cannot be, remapped.", sick, LABELS
+        )
         yield counter("kairos_gpu_energy_joules", "Energy used since the driver was loaded.", energy, LABELS)
 
     def _uncorrected(self, handle: Any) -> int:  # noqa: ANN401  (an opaque handle)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from engines.backends.cuda.api import CudaDevice, Feature
 from engines.backends.options import StreamOptions
@@ -20,6 +20,9 @@ from engines.spec import ModelSpec, TensorSpec
 from engines.tensor import DType, elements
 
 log = logging.getLogger(__name__)
+
+MAX_SHAPES: Final = 4096
+"""Shapes of inputs whose outputs' shapes are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class TensorRTRunner:
         self._device = plan.device
         self._contexts: dict[int, Any] = {}
         self._allocators: dict[tuple[int, str], Any] = {}
-        self._now: tuple[int, Shapes] | None = None
+        self._shaped: dict[int, Shapes] = {}
+        """What each profile's context was told last."""
         self._outputs: dict[object, Mapping[str, Shape | None]] = {}
         self._handles = Feature.EVENT_HANDLES in plan.device.features
         self._wanted = {tensor.name for tensor in spec.outputs}
@@ -124,24 +128,21 @@ class TensorRTRunner:
 
     def prepare(self, shapes: Shapes) -> Mapping[str, Shape | None]:
         """See Runner.prepare."""
-        profile = next((one for one in self._plan.profiles if one.takes(shapes)), None)
-        if profile is None:
-            limits = "; ".join(f"{dict(one.least)} to {dict(one.most)}" for one in self._plan.profiles)
-            raise InvalidRequest(f"model '{self.spec.name}' takes no inputs of {dict(shapes)}, only {limits}")
+        profile = self._profile_for(shapes)
         key = (profile.number, tuple(sorted(shapes.items())))
-        if self._now != (profile.number, shapes):
-            self._shape(profile, shapes)
-            self._now = (profile.number, dict(shapes))
         found = self._outputs.get(key)
         if found is None:
+            self._shape(profile, shapes)
+            if len(self._outputs) > MAX_SHAPES:
+                self._outputs.clear()
             found = self._outputs[key] = self._output_shapes(profile)
         return found
 
     def enqueue(self, slot: int, shapes: Shapes, addresses: Mapping[str, int], stream: int, consumed: int) -> bool:
-        """See Runner.enqueue; `prepare` was called for these shapes last."""
-        assert self._now is not None
-        number = self._now[0]
-        context = self._contexts[number]
+        """See Runner.enqueue."""
+        profile = self._profile_for(shapes)
+        self._shape(profile, shapes)
+        context = self._contexts[profile.number]
         for name in (*shapes, *self._plan.outputs):
             if name in addresses:
                 _must(context.set_tensor_address(name, addresses[name]), f"the address of '{name}'")
@@ -172,7 +173,18 @@ class TensorRTRunner:
         self._device.synchronize(stream)
         return context
 
+    def _profile_for(self, shapes: Shapes) -> Profile:
+        profile = next((one for one in self._plan.profiles if one.takes(shapes)), None)
+        if profile is None:
+            limits = "; ".join(f"{dict(one.least)} to {dict(one.most)}" for one in self._plan.profiles)
+            raise InvalidRequest(f"model '{self.spec.name}' takes no inputs of {dict(shapes)}, only {limits}")
+        return profile
+
     def _shape(self, profile: Profile, shapes: Shapes) -> None:
+        """Tell the profile's context the shapes, unless it has them."""
+        if self._shaped.get(profile.number) == shapes:
+            return
+        self._shaped.pop(profile.number, None)
         context = self._contexts[profile.number]
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
@@ -180,6 +192,7 @@ class TensorRTRunner:
         missing = context.infer_shapes()
         if missing:
             raise InvalidRequest(f"model '{self.spec.name}' cannot run without the shapes of {', '.join(missing)}")
+        self._shaped[profile.number] = dict(shapes)
 
     def _output_shapes(self, profile: Profile) -> Mapping[str, Shape | None]:
         context = self._contexts[profile.number]

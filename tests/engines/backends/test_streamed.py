@@ -148,8 +148,8 @@ def test_a_graph_is_captured_after_a_warm_up_and_then_replaces_the_launches() ->
     engine = StreamedEngine(device, runner, StreamOptions(slots=1))
     for _ in range(5):
         engine.execute({"x": np.ones((2, 4), np.float32)}, ["y"])
-    assert runner.enqueued == 2  # the warm-up and the capture
-    assert device.calls["launch"] == 4
+    assert runner.enqueued == 3  # twice as usual, and the capture
+    assert device.calls["launch"] == 3
     assert repr(engine) == "<StreamedEngine fake:1 on GPU-fake-0 [slots: 1, graphs: 1]>"
 
 
