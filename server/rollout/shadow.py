@@ -118,8 +118,13 @@ class Shadow:
 
 
 def _lasting(request: InferRequest) -> bool:
-    """Whether the inputs stay as they are: only memory that is shared with the client comes as writable views."""
-    return all(isinstance(tensor.data, bytes) or tensor.data.readonly for tensor in request.inputs)
+    """Whether the inputs stay as they are: only memory that is shared with the client comes as writable views.
+
+    Memory of a GPU is the client's, too, and a copy would write its answer there.
+    """
+    return not request.on_device and all(
+        isinstance(tensor.data, bytes) or tensor.data.readonly for tensor in request.inputs
+    )
 
 
 def _without_scheduling(parameters: Parameters) -> Parameters:

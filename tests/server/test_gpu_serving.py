@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from engines.build.tensorrt.build import PlanBuilder
 from engines.build.tensorrt.network import Report, build_plan
 from engines.build.tensorrt.options import PlanJob, PlanOptions
 from engines.errors import LoadFailed
+from engines.request import InferRequest
+from engines.tensor import DeviceMemory, DType, Tensor
 from server import app
+from server.cache import cached
 from server.pb import grpc_service_pb2 as pb
+from server.rollout import shadow
 from tests.support.fake_tensorrt import VERSIONS, FakeTensorRT
 from tests.support.fakes import until
 from tests.support.servers import serving, stub_for
@@ -262,3 +267,12 @@ def test_a_lost_device_ends_the_server(cuda: FakeCuda, monkeypatch: pytest.Monke
 
     asyncio.run(main())
     assert killed == [15]
+
+
+def test_what_is_in_the_callers_memory_is_neither_remembered_nor_copied() -> None:
+    memory = DeviceMemory(0, 0x1000, 16, owner=None)  # type: ignore[arg-type]
+    plain = InferRequest(model="m", version=1, inputs=(Tensor("x", DType.FP32, (1, 4), bytes(16)),), wanted=("y",))
+    resident = replace(plain, inputs=(Tensor("x", DType.FP32, (1, 4), b"", memory),))
+    placed = replace(plain, placed={"y": memory})
+    for keeps in (cached._cacheable, shadow._lasting):
+        assert [keeps(request) for request in (plain, resident, placed)] == [True, False, False]
