@@ -267,7 +267,11 @@ class LocalInference:
         answers = []
         start = 0
         for member in batch.members:
-            answers.append(scatter.rows_of(member.waiter.request, start, outcome.placed))
+            request = member.waiter.request
+            if outcome.placed:
+                answers.append(scatter.rows_of(request, start, outcome.placed))
+            else:
+                answers.append(scatter.rows(start, member.rows, request.wanted))
             start += member.rows
         return answers
 

@@ -129,7 +129,7 @@ def stage(requests: Sequence[InferRequest], engine: PipelinedEngine, padded_rows
         if all(part.device is not None and part.device.device == engine.device for part in parts):
             feeds[first.name] = _resident(parts, padded_rows if engine.spec.batched else 0)
         elif engine.spec.batched:
-            feeds[first.name] = join([part.on_host() for part in parts], padded_rows, staging)
+            feeds[first.name] = join(parts, padded_rows, staging)
         else:
             feeds |= gather(requests, engine.spec, padded_rows, staging)
     return feeds

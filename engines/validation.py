@@ -120,10 +120,11 @@ class RequestChecker:
             return
         if expected < 0:
             expected = elements(tensor.shape) * tensor.dtype.size
-        if tensor.size_bytes != expected:
+        size = len(tensor.data) if tensor.device is None else tensor.device.size
+        if size != expected:
             raise InvalidRequest(
                 f"input byte size mismatch for input '{tensor.name}' for model '{self._spec.name}'. "
-                f"Expected {expected}, got {tensor.size_bytes}"
+                f"Expected {expected}, got {size}"
             )
 
     def _missing(self, given: Sequence[Tensor]) -> str:

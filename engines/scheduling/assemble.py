@@ -47,9 +47,12 @@ def gather(
     """
     first = requests[0]
     if len(requests) == 1 and (not spec.batched or padded_rows == first.rows):
-        return {tensor.name: _aligned(to_array(tensor.on_host())) for tensor in first.inputs}
+        return {
+            tensor.name: _aligned(to_array(tensor if tensor.device is None else tensor.on_host()))
+            for tensor in first.inputs
+        }
     return {
-        tensor.name: join([request.inputs[position].on_host() for request in requests], padded_rows, staging)
+        tensor.name: join([request.inputs[position] for request in requests], padded_rows, staging)
         for position, tensor in enumerate(first.inputs)
     }
 
@@ -60,7 +63,7 @@ def _aligned(array: Array) -> Array:
 
 
 def join(parts: Sequence[Tensor], padded_rows: int, staging: StagingMemory) -> Array:
-    """The rows of one input, padded with copies of the last one; all are on the host."""
+    """The rows of one input, padded with copies of the last one; those on a GPU are fetched."""
     first = parts[0]
     rows = sum(part.shape[0] for part in parts)
     shape = (padded_rows, *first.shape[1:])
@@ -72,8 +75,9 @@ def join(parts: Sequence[Tensor], padded_rows: int, staging: StagingMemory) -> A
     target = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
     offset = 0
     for part in parts:
-        size = len(part.data)
-        target[offset : offset + size] = part.data
+        data = part.data if part.device is None else part.device.read()
+        size = len(data)
+        target[offset : offset + size] = data
         offset += size
     if padded_rows > rows:
         array[rows:] = array[rows - 1]
