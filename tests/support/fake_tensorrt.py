@@ -301,13 +301,14 @@ class Engine(Checked):
     def num_optimization_profiles(self) -> int:
         return max(1, len(self._said["profiles"]))
 
-    @property
-    def device_memory_size_v2(self) -> int:
-        return 1 << 20
+    weight_streaming_budget_v2 = 0
 
     @property
-    def device_memory_size(self) -> int:
-        return 1 << 20
+    def streamable_weights_size(self) -> int:
+        return 100 if "WEIGHT_STREAMING" in self._said["flags"] else 0
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return 50
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._values)[index]

@@ -56,6 +56,7 @@ class LoadedPlan:
         if engine is None:
             raise LoadFailed(f"TensorRT {trt.__version__} cannot read the plan of '{spec.name}'; the log says why")
         self._runtime, self.engine = runtime, engine
+        _stream_weights(engine)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = {name: engine.get_tensor_mode(name) for name in names}
         self.inputs = tuple(name for name in names if modes[name] == trt.TensorIOMode.INPUT)
@@ -73,6 +74,14 @@ class LoadedPlan:
             {name: tuple(least) for name, (least, _, _) in shapes.items()},
             {name: tuple(most) for name, (_, _, most) in shapes.items()},
         )
+
+
+def _stream_weights(engine: Any) -> None:  # noqa: ANN401  (no types)
+    """Leave to TensorRT how much of a plan's streamable weights stays on the device; before any context is made."""
+    names = ("streamable_weights_size", "get_weight_streaming_automatic_budget", "weight_streaming_budget_v2")
+    if not all(hasattr(engine, name) for name in names) or not engine.streamable_weights_size:
+        return
+    engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
 
 
 def _check(trt: Any, engine: Any, inputs: Sequence[str], outputs: Sequence[str], spec: ModelSpec) -> None:  # noqa: ANN401

@@ -167,6 +167,15 @@ def test_outputs_whose_size_depends_on_the_data(version: str, tmp_path: Path) ->
     assert device.leaks == {}
 
 
+def test_streamable_weights_get_the_budget_that_tensorrt_proposes(tmp_path: Path) -> None:
+    device = FakeDevice()
+    device.bind()
+    trt = FakeTensorRT("11.4", device)
+    plan = plan_in(tmp_path, trt, squares(tmp_path / "m.onnx"), PlanOptions(rows=(4,), weight_streaming=True))
+    engine = PlanSource(trt, plan, spec(rows=(4,)), StreamOptions()).open(device)
+    assert engine._runner._plan.engine.weight_streaming_budget_v2 == 50  # type: ignore[attr-defined]
+
+
 def test_instances_share_one_plan_and_the_last_one_takes_it_along(tmp_path: Path) -> None:
     device = FakeDevice()
     device.bind()
@@ -376,6 +385,8 @@ def uses(path: Path) -> tuple[list[tuple[str, str]], set[str]]:
                 found.append((holder.attr, node.attr))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("hasattr", "getattr"):
             asked.update(str(argument.value) for argument in node.args[1:2] if isinstance(argument, ast.Constant))
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "names":
+            asked.update(str(name.value) for name in ast.walk(node.value) if isinstance(name, ast.Constant))
     return found, asked
 
 
