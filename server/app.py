@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -43,8 +44,9 @@ from server.telemetry.transport import transport_metrics
 from server.transport import cache as cache_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
+from server.transport.doors import AccessOptions, Doors
 from server.transport.health import HealthService
-from server.transport.listen import ListenOptions, create_server
+from server.transport.listen import ListenOptions
 from server.transport.model import ServedModel
 from server.transport.recall import Recall, Replacing
 from server.transport.reflection import reflection_service
@@ -73,6 +75,7 @@ class ServerOptions:
     sources: SourceOptions = field(default_factory=SourceOptions)
     """Repositories that are no folders; those that are stand in `repository`."""
     listen: ListenOptions = field(default_factory=ListenOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
     service: ServiceOptions = field(default_factory=lambda: ServiceOptions(version=VERSION))
     logs: LogOptions = field(default_factory=LogOptions)
     traces: TraceOptions = field(default_factory=TraceOptions)
@@ -100,13 +103,6 @@ class Addresses:
     metrics_port: int | None
 
 
-class Transport(Protocol):
-    """A gRPC server, whichever it is."""
-
-    async def start(self) -> None: ...
-    async def stop(self, grace: float | None) -> None: ...
-
-
 class Server:
     """One server process: start, run, drain."""
 
@@ -123,24 +119,23 @@ class Server:
         opener = ModelOpener(self.telemetry, self.store, options.cache_dir)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
-        self._transport: Transport | None = None
+        self._doors: Doors | None = None
 
     async def start(self) -> Addresses:
-        """Load the models, then listen. Raises LoadFailed or OSError."""
+        """Load the models, then listen. Raises LoadFailed, OSError, or ValueError for an access policy."""
         options = self.options
-        server, grpc_port = create_server(options.listen)
-        self._transport = server
+        doors = self._doors = Doors(options.listen, options.access)
         service = InferenceService(
             self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
         )
-        self._register(server, service)
+        self._register(doors.register, service)
         metrics_port = None
         if options.metrics_port is not None:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
         self.store.start()
         self.rollouts.open(self.manager)
         # Health and metadata answer while models load; inference says that they are not ready.
-        await server.start()
+        await doors.start()
         self.manager.subscribe(self._model_changed)
         self.manager.subscribe(self.rollouts.version_changed)
         self.manager.subscribe(self.telemetry.load_failures)
@@ -150,7 +145,7 @@ class Server:
         if failed and options.exit_on_error:
             raise LoadFailed(f"{len(failed)} model version(s) could not be loaded")
         self.lifecycle.advance(Phase.SERVING)
-        return Addresses(options.listen.host, grpc_port, metrics_port)
+        return Addresses(options.listen.host, doors.port, metrics_port)
 
     async def drain(self) -> bool:
         """Take nothing new, answer what can be answered in time, tell the rest, free everything.
@@ -164,8 +159,8 @@ class Server:
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)
-        if self._transport is not None:
-            await self._transport.stop(bound)
+        if self._doors is not None:
+            await self._doors.stop(bound)
         alarm.cancel()
         await self.rollouts.close()
         self._abandon()
@@ -211,7 +206,7 @@ class Server:
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
-        statistics = getattr(self._transport, "statistics", None)
+        statistics = getattr(self._doors and self._doors.server, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
             sources.append(lambda: transport_metrics(statistics()))
         return sources
@@ -244,6 +239,11 @@ class Server:
             reflection_service([*own, health, reflection]), server
         )
 
+    def look(self) -> None:
+        """See now whether certificates or the access policy have changed."""
+        if self._doors is not None:
+            self._doors.look()
+
     def _phase_changed(self, phase: Phase) -> None:
         for service in ("", SERVICE):
             self.health.set(service, phase is Phase.SERVING)
@@ -275,6 +275,7 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
     """A whole life: start, call `started`, run until SIGTERM or SIGINT, drain. Returns what `Server.drain` does."""
     server = Server(options)
     server.logs.install()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.look)
     async with stop_signals() as asked:
         starting = asyncio.ensure_future(server.start())
         waiting = asyncio.ensure_future(asked.wait())

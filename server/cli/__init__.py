@@ -15,6 +15,7 @@ from server.cli.record import record
 from server.cli.rollout import rollout
 from server.cli.serve import serve
 from server.cli.simulate import simulate
+from server.cli.token import token
 from server.cli.top import top
 
 click.rich_click.TEXT_MARKUP = "markdown"
@@ -32,5 +33,5 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label):
+for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label, token):
     cli.add_command(command)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engines.errors import InferError
 from server.app import VERSION, Addresses, Server, ServerOptions, run
-from server.cli.options import cache, listening, models, protocol, telemetry
+from server.cli.options import access, cache, listening, models, protocol, telemetry
 from server.cli.settings import read_config
 from server.loop import new_event_loop
 from server.telemetry.otel import Environment, read_environment
@@ -35,6 +35,7 @@ from server.telemetry.otel import Environment, read_environment
 )
 @models.declared
 @listening.declared
+@access.declared
 @telemetry.declared
 @protocol.declared
 @cache.declared
@@ -74,6 +75,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         repository=models.repository_options(values),
         sources=models.source_options(values),
         listen=listening.listen_options(values),
+        access=access.access_options(values),
         service=protocol.service_options(values, VERSION),
         logs=telemetry.log_options(values),
         traces=telemetry.trace_options(values, otel),

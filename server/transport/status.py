@@ -76,8 +76,13 @@ def text_of(error: InferError, request_id: str = "") -> str:
 def trailers_of(error: InferError) -> Metadata:
     """Hints for clients that retry: when to, and whether it can help."""
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        wait_ms = str(max(1, round(error.retry_after_s * 1e3)))
-        return (("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
+        return retry_after(error.retry_after_s)
     if isinstance(error, EngineFailed) and error.retryable:
         return (("retryable", "true"),)
     return ()
+
+
+def retry_after(wait_s: float) -> Metadata:
+    """When to come back, as clients read it."""
+    wait_ms = str(max(1, round(wait_s * 1e3)))
+    return (("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
