@@ -10,6 +10,8 @@ from server.access.errors import Limited
 
 _REMEMBERED: Final = 10_000
 """Callers with a budget of their own. Beyond it the one that was longest away is forgotten, if it is idle."""
+_TRIES: Final = 4
+"""How many are looked at for one that is idle; more than one, so that there are soon few enough again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,9 @@ class Accounts:
         account.calls -= 1
 
     def _forget(self) -> None:
-        if len(self._accounts) > _REMEMBERED:
+        for _ in range(_TRIES):
+            if len(self._accounts) <= _REMEMBERED:
+                return
             oldest = next(iter(self._accounts))
             if self._accounts[oldest].calls == 0:
                 del self._accounts[oldest]
