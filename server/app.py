@@ -23,6 +23,7 @@ from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
 from engines.repository.model import Steering
 from engines.repository.sources.opening import SourceOptions, Sources
+from engines.validation import RequestLimits
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
@@ -75,6 +76,7 @@ class ServerOptions:
     sources: SourceOptions = field(default_factory=SourceOptions)
     """Repositories that are no folders; those that are stand in `repository`."""
     listen: ListenOptions = field(default_factory=ListenOptions)
+    requests: RequestLimits = field(default_factory=RequestLimits)
     access: AccessOptions = field(default_factory=AccessOptions)
     service: ServiceOptions = field(default_factory=lambda: ServiceOptions(version=VERSION))
     logs: LogOptions = field(default_factory=LogOptions)
@@ -116,7 +118,7 @@ class Server:
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
-        opener = ModelOpener(self.telemetry, self.store, options.cache_dir)
+        opener = ModelOpener(self.telemetry, self.store, options.cache_dir, options.requests)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
         self._doors: Doors | None = None

@@ -24,7 +24,7 @@ from engines.scheduling.arbiter import Arbiter
 from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
-from engines.validation import RequestChecker
+from engines.validation import RequestChecker, RequestLimits
 from server.cache.cached import CachedInference
 from server.cache.settings import cache_options_of
 from server.cache.store import Store
@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
-    def __init__(self, telemetry: Telemetry, store: Store, cache_dir: Path | None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, store: Store, cache_dir: Path | None, request_limits: RequestLimits | None = None
+    ) -> None:
+        self._request_limits = request_limits or RequestLimits()
         self._telemetry = telemetry
         self._store = store
         self._cache_dir = cache_dir
@@ -86,6 +89,7 @@ class ModelOpener:
             inference=compose(local, cache, meter, self._telemetry),
             meter=meter,
             engines=local,
+            request_limits=self._request_limits,
             cache=cache,
             recalls=None if self._telemetry.sees_each else cache,
         )

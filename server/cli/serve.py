@@ -76,6 +76,7 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         sources=models.source_options(values),
         listen=listening.listen_options(values),
         access=access.access_options(values),
+        requests=access.request_limits(values),
         service=protocol.service_options(values, VERSION),
         logs=telemetry.log_options(values),
         traces=telemetry.trace_options(values, otel),

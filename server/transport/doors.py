@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from server.access.gate import PolicyFile
 from server.reload import Reloads
 from server.transport.certificates import Certificates
-from server.transport.guard import Guard, GuardedServer, closed_to_others, is_loopback
+from server.transport.guard import Guard, GuardedServer, Wrap, as_it_is, closed_to_others, is_loopback
 from server.transport.listen import ListenOptions, create_server
 
 
@@ -32,16 +31,17 @@ class Doors:
         """Binds the port. Raises OSError, or ValueError for files that cannot be used."""
         certificates = None if listen.tls is None else Certificates(listen.tls)
         self._policy = None if access.policy is None else PolicyFile(access.policy)
+        wrap: Wrap
         looks: list[Callable[[], Awaitable[None]]] = []
-        self.register: Any
         if self._policy is not None:
             guard = Guard(self._policy.gate)
             self.server, self.port = create_server(listen, certificates, guard.admit)
-            self.register = GuardedServer(self.server, guard.wrap)
+            wrap = guard.wrap
             looks.append(self._policy.refresh)
         else:
             self.server, self.port = create_server(listen, certificates)
-            self.register = self.server if is_loopback(listen.host) else GuardedServer(self.server, closed_to_others)
+            wrap = as_it_is if is_loopback(listen.host) else closed_to_others
+        self.register = GuardedServer(self.server, wrap)
         if certificates is not None:
             looks.append(lambda: asyncio.to_thread(certificates.refresh))
         self._reloads = Reloads(looks, access.reload_s)

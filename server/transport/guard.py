@@ -1,7 +1,7 @@
 """Where access is enforced, for every RPC and on both transports: handlers are wrapped as they are registered.
 
-Without a policy nothing is wrapped: a server that listens on loopback is open to its host, and of one that listens
-beyond it the RPCs that change it are replaced by refusals. Our own transport also asks `admit` as a call's head
+Without a policy nobody is asked anything: a server that listens on loopback is open to its host, and of one that
+listens beyond it the RPCs that change it are replaced by refusals. Our own transport also asks `admit` as a call's head
 arrives, so that a stranger's message is not even read.
 """
 
@@ -25,6 +25,7 @@ from server.access.limits import Account
 from server.access.rpcs import REMOTE, RPCS, Group, Rpc
 from server.transport.codec import REGION
 from server.transport.status import Metadata, retry_after
+from server.transport.wire import bounded
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,18 @@ class GuardedServer:
         self._wrap = wrap
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        wrapped = {name: self._wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+        wrapped = {name: self._wrap(f"/{service}/{name}", _bounded(handler)) for name, handler in handlers.items()}
         self._server.add_registered_method_handlers(service, wrapped)
         # grpc.aio only serves generic handlers.
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
         """Nothing: generated code registers the same handlers by name, and an unnamed one would go unguarded."""
+
+
+def as_it_is(_path: str, handler: Handler) -> Handler:
+    """For a server that only its own host reaches."""
+    return handler
 
 
 def closed_to_others(path: str, handler: Handler) -> Handler:
@@ -100,7 +106,21 @@ def _refusing(handler: Handler, text: str) -> Handler:
     return _with_behaviour(handler, refuse)
 
 
-def _with_behaviour(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
+def _bounded(handler: Handler) -> Handler:
+    """The handler, for requests that protobuf can read without harm."""
+    if handler.request_deserializer is None:
+        return handler
+    return _with_behaviour(handler, _behaviour(handler), bounded(handler.request_deserializer))
+
+
+def _behaviour(handler: Handler) -> Callable[..., Any]:
+    functions = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return cast("Callable[..., Any]", next(function for function in functions if function is not None))
+
+
+def _with_behaviour(
+    handler: Handler, behaviour: Callable[..., Any], deserialize: Callable[[bytes], Any] | None = None
+) -> Handler:
     """The handler with another function in its place."""
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -108,7 +128,7 @@ def _with_behaviour(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return make(behaviour, deserialize or handler.request_deserializer, handler.response_serializer)
 
 
 @dataclass(slots=True)
@@ -133,8 +153,7 @@ class Guard:
         rpc = RPCS.get(path)
         if rpc is None:
             return _refusing(handler, f"{path} is closed: it is in no group of RPCs")
-        functions = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-        behaviour = cast("Callable[..., Any]", next(function for function in functions if function is not None))
+        behaviour = _behaviour(handler)
         if handler.response_streaming:
             return _with_behaviour(handler, self._stream(rpc, behaviour, streamed=handler.request_streaming))
         return _with_behaviour(handler, self._unary(rpc, behaviour, streamed=handler.request_streaming))

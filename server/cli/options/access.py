@@ -1,4 +1,4 @@
-"""Who may call."""
+"""Who may call, and how much any caller may send."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import rich_click as click
 
+from engines.validation import RequestLimits
 from server.cli.settings import in_panel, settings
 from server.transport.doors import AccessOptions
 
@@ -25,7 +26,34 @@ declared = settings(
         type=click.FloatRange(min=0),
         help="Seconds between looks at policy, certificates and keys for changes. 0: only on SIGHUP.",
     ),
+    declare(
+        "--max-elements",
+        default=1 << 28,
+        type=click.IntRange(min=1),
+        help="Most elements of one input.",
+    ),
+    declare(
+        "--max-bytes-elements",
+        default=1 << 18,
+        type=click.IntRange(min=1),
+        help="Most elements of one input of BYTES.",
+    ),
+    declare(
+        "--max-bytes-length",
+        default=64 << 20,
+        type=click.IntRange(min=1),
+        help="Most bytes of one element of BYTES.",
+    ),
 )
+
+
+def request_limits(values: dict[str, Any]) -> RequestLimits:
+    """What any model takes at most."""
+    return RequestLimits(
+        max_elements=values["max_elements"],
+        max_bytes_elements=values["max_bytes_elements"],
+        max_bytes_length=values["max_bytes_length"],
+    )
 
 
 def access_options(values: dict[str, Any]) -> AccessOptions:
