@@ -185,18 +185,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 class _Walk:
-    """One look at a model's folder; links are followed as long as they stay in it."""
+    """One look at a model's folder.
+
+    The model's folder and its version folders may themselves be links, as mounted volumes make them; a link below them
+    is followed as long as it stays in one of the two.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._home = folder.resolve()
+        self._homes = [folder.resolve()]
         self._left = MAX_ENTRIES
 
     def stamps(self, folder: Path, skip: frozenset[str] = frozenset()) -> list[tuple[str, int, int]]:
         """Name, size and modification time of every file below the folder, in order of names.
 
-        Of a folder that leads out only the files at its top are seen: enough for a load to say what is wrong.
         Raises OSError once there are too many of them.
         """
+        self._homes[1:] = [folder.resolve()]
         return sorted(self._walk(folder, "", skip, ()))
 
     def _walk(
@@ -211,7 +215,6 @@ class _Walk:
         self._left -= len(entries)
         if self._left < 0:
             raise OSError(errno.EFBIG, f"it holds more than {MAX_ENTRIES} files and folders")
-        at_home = self._holds(folder)
         for entry in entries:
             try:
                 status = entry.stat()
@@ -221,11 +224,11 @@ class _Walk:
                 yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns
                 continue
             path, identity = folder / entry.name, (status.st_dev, status.st_ino)
-            if at_home and identity not in above and (not entry.is_symlink() or self._holds(path)):
+            if identity not in above and (not entry.is_symlink() or self._holds(path)):
                 yield from self._walk(path, f"{prefix}{entry.name}/", frozenset(), (*above, identity))
 
     def _holds(self, folder: Path) -> bool:
         try:
-            return folder.resolve().is_relative_to(self._home)
+            return any(map(folder.resolve().is_relative_to, self._homes))
         except (OSError, RuntimeError):
             return False

@@ -7,6 +7,7 @@ arrives, so that a stranger's message is not even read.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -28,6 +29,10 @@ from server.transport.status import Metadata, retry_after
 from server.transport.wire import bounded
 
 log = logging.getLogger(__name__)
+
+_MOMENT_S: Final = 0.02
+"""What a client that streams is given to send its first message: refused while it writes, grpc.aio takes the end of
+the stream for a fault of its own, and reports INTERNAL in place of the status."""
 
 _STATUS: Final[Mapping[type[AccessError], StatusCode]] = {
     Unauthenticated: StatusCode.UNAUTHENTICATED,
@@ -147,6 +152,7 @@ class Guard:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._streamed: set[str] = set()
 
     def wrap(self, path: str, handler: Handler) -> Handler:
         """The handler, for callers that may use it. One that no group has is closed."""
@@ -154,6 +160,8 @@ class Guard:
         if rpc is None:
             return _refusing(handler, f"{path} is closed: it is in no group of RPCs")
         behaviour = _behaviour(handler)
+        if handler.request_streaming:
+            self._streamed.add(path)
         if handler.response_streaming:
             return _with_behaviour(handler, self._stream(rpc, behaviour, streamed=handler.request_streaming))
         return _with_behaviour(handler, self._unary(rpc, behaviour, streamed=handler.request_streaming))
@@ -161,8 +169,8 @@ class Guard:
     def admit(self, path: str, call: EarlyCall) -> bool:
         """Whether a call may go on, as far as its head tells; else it has been answered."""
         rpc = RPCS.get(path)
-        if rpc is None:
-            return True  # there is no such method, or it refuses by itself
+        if rpc is None or path in self._streamed:
+            return True  # there is no such method, or its handler refuses, having begun with the head anyway
         try:
             self._gate.admit(rpc, self._identify(rpc, self._credentials(call)))
         except UnknownKey:
@@ -179,6 +187,8 @@ class Guard:
                     given = self._each(entry, request, context) if streamed else self._checked(entry, request)
                     return await behaviour(given, context)
             except AccessError as error:
+                if streamed:
+                    await asyncio.sleep(_MOMENT_S)
                 await _abort(context, error)
 
         return call
@@ -192,6 +202,8 @@ class Guard:
                         async for reply in replies:
                             yield reply
             except AccessError as error:
+                if streamed:
+                    await asyncio.sleep(_MOMENT_S)
                 await _abort(context, error)
 
         return call
@@ -247,13 +259,11 @@ class Guard:
 
     def _credentials(self, context: Call) -> Credentials:
         found = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
-        if len(found) > 1 or not all(isinstance(value, str) for value in found):
-            raise Unauthenticated("there must be one authorization entry in the metadata")
         names: tuple[str, ...] = ()
         if not found and self._gate.knows_certificates:
             identity = context.auth_context()
             names = names_of(identity.get("x509_common_name", ()), identity.get("x509_subject_alternative_name", ()))
-        return Credentials(str(found[0]) if found else "", names, host_of(context.peer()))
+        return Credentials(",".join(map(str, found)), names, host_of(context.peer()))
 
 
 def host_of(peer: str) -> str:

@@ -1,7 +1,7 @@
 """A repository as somebody else filled it: folders, files, links, models, configurations, weights beside them.
 
 An input is a RepositoryModelLoadRequest whose parameters are the tree: `file:PATH` holds bytes, `link:PATH` the text
-of a symbolic link. Whatever it says, nothing outside the repository may become part of a model.
+of a symbolic link. Whatever it says, no link in a model's or version's folder leads out of it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def _load_all(root: Path) -> None:
 
 
 def _check(definition: Definition) -> None:
-    """What it is made of lies in the model's folder, wherever links have led there."""
-    assert definition.model_file.resolve().is_relative_to(definition.folder.resolve())
+    """What it is made of lies in the model's folder or its version's, each of which may be a link."""
+    homes = (definition.folder, definition.folder / str(definition.version))
+    assert any(definition.model_file.resolve().is_relative_to(home.resolve()) for home in homes)
 
 
 def seeds() -> list[bytes]:
