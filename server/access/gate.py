@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ _REMEMBERED: Final = 4096
 class Credentials:
     """What a call brings."""
 
-    authorization: str = ""
+    authorization: str = field(default="", repr=False)
     """Its metadata of that name."""
     certificate: tuple[str, ...] = ()
     """Names in a certificate that the transport has verified."""

@@ -13,10 +13,9 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from tests.fuzz.corpus import kept, name_of
-from tests.fuzz.targets import NAMES, find
+from tests.fuzz.targets import NAMES
 
 BUILD: Final = Path("build/fuzz")
 _SLOW_S: Final = 10
@@ -25,8 +24,17 @@ _MEMORY_MB: Final = 3000
 _LONGEST_BYTES: Final = 1 << 15
 
 
+def _tools() -> tuple[Any, Any, Any]:
+    """What imports the code under test: atheris must be there first."""
+    from tests.fuzz.corpus import kept, name_of  # noqa: PLC0415
+    from tests.fuzz.targets import find  # noqa: PLC0415
+
+    return find, kept, name_of
+
+
 def blind(name: str, seconds: float, seed: int) -> int:
     """Mutate without a guide. Returns the executions; raises at the first finding."""
+    find, kept, name_of = _tools()
     target = find(name)
     corpus = kept(target)
     random = Random(seed)
@@ -53,6 +61,7 @@ def guided(name: str, seconds: int, seed: int) -> None:
     import atheris  # noqa: PLC0415 - optional, and it patches the interpreter
 
     with atheris.instrument_imports(include=["engines", "server"]):
+        find, kept, name_of = _tools()
         target = find(name)
     work = BUILD / name
     work.mkdir(parents=True, exist_ok=True)

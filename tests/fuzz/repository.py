@@ -14,6 +14,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from engines.errors import LoadFailed
+from engines.repository import layout
 from engines.repository.definition import Definition, define, read_config
 from engines.repository.layout import scan
 from server.pb import grpc_service_pb2 as pb
@@ -21,6 +22,7 @@ from tests.fuzz.mutate import mutate_message
 from tests.fuzz.target import Target
 from tests.support import onnx_models
 
+setattr(layout, "MAX_ENTRIES", 200)  # noqa: B010 - a constant; with this one a link to / costs little
 _MODEL: Final = onnx_models.scale().SerializeToString()
 _PATHS: Final = ("m/1/model.onnx", "m/config.pbtxt", "m/labels.txt", "m/1/weights.bin", "m/2", "m/1", "m/warmup/x", "n")
 _WORDS: Final = (

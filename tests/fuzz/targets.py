@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tests.fuzz.target import Target
+if TYPE_CHECKING:
+    from tests.fuzz.target import Target
 
 NAMES: Final = ("codec", "configuration", "repository", "wire", "control")
 """Each is a module beside this one; they are imported one at a time, since each sets up its own stage."""

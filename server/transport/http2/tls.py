@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -23,7 +23,7 @@ Current: TypeAlias = "Callable[[], ssl.SSLContext]"
 class TlsOptions:
     """A server's identity and whom it trusts, all as PEM."""
 
-    private_key: bytes
+    private_key: bytes = field(repr=False)
     """The server's private key."""
     certificate_chain: bytes
     """The server's certificate, followed by the intermediate ones."""
