@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol, TypeAlias, cast
 
 import grpc
+from google.protobuf.message import Message
 from grpc import StatusCode
 
 from server.access.caller import ANONYMOUS, TENANT, Caller
@@ -25,6 +26,7 @@ from server.access.jwt import UnknownKey
 from server.access.limits import Account
 from server.access.rpcs import REMOTE, RPCS, Group, Rpc
 from server.transport.codec import REGION
+from server.transport.recall import subject
 from server.transport.status import Metadata, retry_after
 from server.transport.wire import bounded
 
@@ -240,8 +242,9 @@ class Guard:
 
     def _checked(self, entry: _Entry, request: Any) -> Any:  # noqa: ANN401
         rpc = entry.rpc
-        memory = rpc.group is Group.INFER and _names_memory(request)
-        self._gate.check(rpc, entry.caller, rpc.model(request), memory=memory)
+        about = request if isinstance(request, Message) else subject(request)
+        memory = rpc.group is Group.INFER and _names_memory(about)
+        self._gate.check(rpc, entry.caller, rpc.model(about), memory=memory)
         return request
 
     async def _each(self, entry: _Entry, requests: AsyncIterator[Any], context: Call) -> AsyncIterator[Any]:

@@ -209,6 +209,25 @@ def test_a_stream_may_not_turn_to_another_tenants_model(tmp_path: Path, transpor
 
 
 @both_transports
+def test_an_answer_that_is_remembered_is_still_not_for_everybody(tmp_path: Path, transport: TransportKind) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path, transport=transport) as (server, url), connected(url) as channel:
+            stub = stub_of(channel)
+            load = pb.RepositoryModelLoadRequest(model_name="red")
+            load.parameters["config"].string_param = '{"responseCache": {"enable": true}}'
+            await stub.RepositoryModelLoad(load, metadata=bearer("root"))
+            for _ in range(4):
+                assert (await stub.ModelInfer(request("red"), metadata=bearer("alice"))).model_name == "red"
+            (red,) = [model for model in server.models.served() if model.spec.name == "red"]
+            assert red.cache is not None
+            assert red.cache.statistics().memory_hits >= 3
+            assert (await code_of(stub.ModelInfer(request("red"), metadata=bearer("bob"))))[0] is DENIED
+            assert (await code_of(stub.ModelInfer(request("red"))))[0] is UNKNOWN_CALLER
+
+    run(main)
+
+
+@both_transports
 def test_shared_memory_is_for_those_who_may(tmp_path: Path, transport: TransportKind) -> None:
     async def main() -> None:
         async with guarded(tmp_path, transport=transport) as (_, url), connected(url) as channel:
