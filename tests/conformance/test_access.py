@@ -12,10 +12,12 @@ from typing import Any
 import grpc
 import jwt
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.access.rpcs import RPCS, Group
 from server.access.tokens import digest_of
+from server.cli import cli
 from server.pb import grpc_service_pb2 as pb
 from server.transport import doors
 from server.transport.certificates import TlsFiles
@@ -368,5 +370,21 @@ def test_a_caller_has_so_many_calls_at_a_time(tmp_path: Path, transport: Transpo
             for _ in range(3):  # a call that has ended, well or not, is not counted any more
                 await stub.ModelInfer(request("red"), metadata=alice)
                 assert (await code_of(stub.ModelInfer(request("blue"), metadata=alice)))[0] is DENIED
+
+    run(main)
+
+
+# The command line
+
+
+def test_commands_bring_a_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("root-token\n")
+
+    async def main() -> None:
+        async with guarded(tmp_path) as (_, url):
+            for given, status in ((["--token-file", str(tmp_path / "token")], 0), ([], 1)):
+                ran = await asyncio.to_thread(CliRunner().invoke, cli, ["cache", "flush", "--url", url, *given])
+                assert ran.exit_code == status, ran.output
+                assert ("needs a credential" in ran.output) is bool(status)
 
     run(main)
