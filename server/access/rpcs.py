@@ -90,6 +90,13 @@ RPCS: Final[Mapping[str, Rpc]] = dict(
             Statistics=Rpc(Group.READ, ("model",), about_models=True),
             Flush=Rpc(Group.CONTROL, ("model",), about_models=True),
         ),
+        *_service(
+            "kairos.v1.Rollout",
+            Start=Rpc(Group.CONTROL, ("model",), about_models=True),
+            Status=Rpc(Group.READ, ("model",), about_models=True),
+            Promote=Rpc(Group.CONTROL, ("model",), about_models=True),
+            Abort=Rpc(Group.CONTROL, ("model",), about_models=True),
+        ),
         # It tells of the requests of all tenants.
         *_service("kairos.v1.Traffic", Arrivals=Rpc(Group.CONTROL, ("model",), about_models=True)),
         *_service("grpc.health.v1.Health", Check=_HEALTH, Watch=_HEALTH),
