@@ -68,6 +68,10 @@ fuzz: $(READY) ## Feed mutated bytes to all that strangers can reach, FUZZ_SECON
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || echo "Without atheris: mutations only."
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
+.PHONY: soak
+soak: $(READY) ## Mixed traffic for hours, memory watched; SOAK_SECONDS=14400
+	@$(BIN)/python loadtest/soak.py --seconds $(or $(SOAK_SECONDS),14400) --out soak.json
+
 conformance: ## Build the conformance tools into .tools (needs Go)
 	@tests/conformance/install.sh
 

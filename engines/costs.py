@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -38,3 +39,5 @@ def save_costs(path: Path, cost: CostModel) -> None:
         scratch.replace(path)
     except OSError as error:
         log.warning("%s cannot be written: %s", path, error)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)

@@ -86,3 +86,7 @@ class EngineFailed(InferError):
 
 class EngineDied(Exception):
     """Raised by `Engine.execute` when the engine can never run again; the pool puts a new one in its place."""
+
+
+class EngineHung(EngineDied):
+    """An execution took so much longer than it should that its engine was given up; its thread may still run."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from engines.errors import Draining, EngineDied, EngineFailed, InferError
+from engines.errors import Draining, EngineDied, EngineFailed, EngineHung, InferError
 from engines.pool import EnginePool, PoolStatistics
 from engines.request import InferRequest, InferResponse, Timings
 from engines.scheduling.arbiter import Arbiter
@@ -112,6 +112,8 @@ class LocalInference:
                 self._scheduler.withdraw(waiter.place)
             self._answer_in_order()
             raise
+        finally:
+            del waiter  # else an error that it was told would hold its own frames, and the request, until collected
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each request that comes from now on, before it is refused or waits."""
@@ -268,8 +270,11 @@ class LocalInference:
         return answers
 
     def _recover(self, batch: Batch, failure: Exception) -> None:
-        """One request's data may have spoilt the batch: each member gets one more try by itself."""
-        alone = len(batch.members) == 1
+        """One request's data may have spoilt the batch: each member gets one more try by itself.
+
+        Not after a batch that hung: its members have waited long enough, and may each hang an engine of their own.
+        """
+        alone = len(batch.members) == 1 or isinstance(failure, EngineHung)
         if not isinstance(failure, InferError | EngineDied):
             log.warning("batch of %d rows of %s failed: %s", batch.rows, self._spec.name, failure)
         for member in batch.members:
@@ -306,7 +311,7 @@ class LocalInference:
         text = str(failure) or type(failure).__name__
         return EngineFailed(
             f"model '{self._spec.name}' version {self._spec.version} failed: {text}",
-            retryable=isinstance(failure, EngineDied),
+            retryable=isinstance(failure, EngineDied | MemoryError),
         )
 
     def _settle(self, waiter: _Waiter, outcome: InferResponse | InferError) -> None:

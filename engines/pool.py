@@ -1,25 +1,33 @@
-"""The engines of one model version: which are idle, and a new one for each that dies."""
+"""The engines of one model version: which are idle, and a new one for each that dies or hangs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from engines.engine import Engine
+from engines.errors import EngineHung
+from engines.watchdog import HungEngines, Watch
 from engines.worker import InlineWorker, Job, Outcome, Worker
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S: Final = 0.1
 LAST_RETRY_S: Final = 30.0
+"""A replacement that fails is tried again after twice the time, between these bounds."""
+
+CLOSING_S: Final = 5.0
+"""How long the last words of a dead engine may hold up its successor."""
+
 INLINE_MAX_S: Final = 0.005
 """A single execution on the event loop's thread that lasts longer shows that the engine is not as quick as it was
 measured to be. A busy machine alone seldom stretches one that far."""
-"""A replacement that fails is tried again after twice the time, between these bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,18 @@ class PoolStatistics:
     idle: int
     missing: int
     replaced: int
-    """Engines that died and were replaced since the start."""
+    """Engines that died or hung and were replaced since the start."""
+    hung: int = 0
+    """Engines that were given up, and whose threads have not come back. They are not among those asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A job that an engine works on."""
+
+    job: Job
+    done: Callable[[Outcome], None]
+    started: float
 
 
 class EnginePool:
@@ -39,16 +58,31 @@ class EnginePool:
     With `inline`, engines run on the loop's own thread until one of them holds it up for longer than INLINE_MAX_S:
     that worker then gets a thread, as do all that follow.
 
+    An execution that takes longer than `watch` allows is given up: it is `done` with EngineHung, a new engine takes
+    the place of its own, and what it may still return is dropped. An engine on the loop's own thread cannot be watched.
+
     `freed` is called whenever an idle engine appears that was not there before.
     """
 
-    def __init__(self, open_engine: Callable[[], Engine], count: int, name: str, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        open_engine: Callable[[], Engine],
+        count: int,
+        name: str,
+        *,
+        inline: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
         self._open_engine = open_engine
         self._inline = inline
+        self._watch = watch or Watch(HungEngines())
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._hung = self._owed = 0
         self._count = count
         self._name = name
         self._idle: list[Worker | InlineWorker] = []
-        self._busy: set[Worker | InlineWorker] = set()
+        self._busy: dict[Worker | InlineWorker, _Running] = {}
         self._replaced = 0
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -59,7 +93,8 @@ class EnginePool:
     def __repr__(self) -> str:
         now = self.statistics()
         missing = f", {now.missing} missing" if now.missing else ""
-        return f"<EnginePool {self._name} [engines: {now.busy} busy, {now.idle} idle{missing}]>"
+        hung = f" | {now.hung} hung" if now.hung else ""
+        return f"<EnginePool {self._name} [engines: {now.busy} busy, {now.idle} idle{missing}{hung}]>"
 
     async def open(self) -> None:
         """Open all engines; when one fails, close the others and raise its error."""
@@ -90,25 +125,67 @@ class EnginePool:
     def submit(self, job: Job, done: Callable[[Outcome], None]) -> None:
         """Run the job on an idle engine; there must be one. `done` is called on the loop, the engine idle again."""
         worker = self._idle.pop()
-        self._busy.add(worker)
+        self._busy[worker] = _Running(job, done, self._loop.time())
         self._quiet.clear()
+        if self._alarm is None and self._watch.on:
+            self._alarm = self._loop.call_later(self._watch.floor_s, self._look)
+        worker.submit(job, partial(self._finished, worker))
 
-        def finished(outcome: Outcome) -> None:
-            self._busy.discard(worker)
-            if outcome.died:
-                log.error("engine of %s died and is replaced: %s", self._name, outcome.error)
-                self._start_replacing(worker)
-            elif isinstance(worker, InlineWorker) and outcome.execute_s > INLINE_MAX_S:
-                log.info("%s took %.1f ms and moves to a thread", self._name, outcome.execute_s * 1e3)
-                self._inline = False
-                self._start_replacing(worker)
+    def _finished(self, worker: Worker | InlineWorker, outcome: Outcome) -> None:
+        running = self._busy.pop(worker, None)
+        if running is None:
+            self._came_back()
+            return
+        if outcome.died:
+            log.error("engine of %s died and is replaced: %s", self._name, outcome.error)
+            self._start_replacing(worker)
+        elif isinstance(worker, InlineWorker) and outcome.execute_s > INLINE_MAX_S:
+            log.info("%s took %.1f ms and moves to a thread", self._name, outcome.execute_s * 1e3)
+            self._inline = False
+            self._start_replacing(worker)
+        else:
+            self._idle.append(worker)
+        if not self._busy:
+            self._quiet.set()
+        running.done(outcome)
+
+    def _look(self) -> None:
+        """Give up what has run for too long. One timer serves all engines; an idle pool soon has none."""
+        self._alarm = None
+        now, nearest = self._loop.time(), math.inf
+        for worker, running in tuple(self._busy.items()):
+            due = running.started + self._watch.bound_s(running.job.padded_rows)
+            if due <= now:
+                self._give_up(worker, running, now - running.started)
             else:
-                self._idle.append(worker)
-            if not self._busy:
-                self._quiet.set()
-            done(outcome)
+                nearest = min(nearest, due)
+        if nearest < math.inf:
+            self._alarm = self._loop.call_at(nearest, self._look)
 
-        worker.submit(job, finished)
+    def _give_up(self, worker: Worker | InlineWorker, running: _Running, ran_s: float) -> None:
+        del self._busy[worker]
+        worker.retire()  # its thread ends should it ever come back
+        self._hung += 1
+        self._watch.hung.gave_up()
+        rows = running.job.padded_rows
+        text = f"an execution of {rows} row(s) had not ended after {ran_s:.1f} s"
+        log.error("%s: %s; its engine is given up (%d in this process)", self._name, text, self._watch.hung.count)
+        if self._watch.hung.bearable:
+            self._start_replacing(None)
+        else:
+            self._owed += 1
+        if not self._busy:
+            self._quiet.set()
+        running.done(Outcome(None, EngineHung(text), 0.0, ran_s))
+
+    def _came_back(self) -> None:
+        """An engine that was given up was only slow; its thread closes it."""
+        self._hung -= 1
+        self._watch.hung.came_back()
+        log.warning("%s: an execution that was given up has ended", self._name)
+        if self._owed and self._watch.hung.bearable:
+            self._owed -= 1
+            self._start_replacing(None)
 
     async def close(self) -> None:
         """Wait for running jobs, then close all engines."""
@@ -117,27 +194,34 @@ class EnginePool:
             task.cancel()
         await asyncio.gather(*self._replacing, return_exceptions=True)
         await self._quiet.wait()
+        if self._alarm is not None:
+            self._alarm.cancel()
         idle, self._idle = self._idle, []
         await asyncio.gather(*(worker.close() for worker in idle))
 
     def statistics(self) -> PoolStatistics:
         """How many engines do what."""
         busy, idle = len(self._busy), len(self._idle)
-        return PoolStatistics(busy, idle, self._count - busy - idle, self._replaced)
+        return PoolStatistics(busy, idle, self._count - busy - idle, self._replaced, self._hung)
 
     def _new_worker(self) -> Worker | InlineWorker:
         if self._inline:
             return InlineWorker(self._open_engine)
         return Worker(self._open_engine, name=f"engine {self._name}")
 
-    def _start_replacing(self, dead: Worker | InlineWorker) -> None:
-        task = asyncio.get_running_loop().create_task(self._replace(dead))
+    def _start_replacing(self, dead: Worker | InlineWorker | None) -> None:
+        if self._closing:
+            if dead is not None:
+                dead.retire()
+            return
+        task = self._loop.create_task(self._replace(dead))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
-    async def _replace(self, dead: Worker | InlineWorker) -> None:
-        with contextlib.suppress(Exception):
-            await dead.close()
+    async def _replace(self, dead: Worker | InlineWorker | None) -> None:
+        if dead is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(dead.close(), CLOSING_S)
         delay = FIRST_RETRY_S
         while not self._closing:
             worker = self._new_worker()

@@ -28,6 +28,7 @@ class Running:
 
     pid: int
     url: str
+    metrics_port: int = 0
 
     def cpu_s(self) -> float:
         """Seconds of CPU that the process has used, user and system."""
@@ -54,7 +55,7 @@ def process(command: Sequence[str], ready: re.Pattern[str]) -> Iterator[Running]
             for line in child.stderr:
                 heard.append(line)
                 if found := ready.search(line):
-                    yield Running(child.pid, found["url"])
+                    yield Running(child.pid, found["url"], int(found.groupdict().get("metrics") or 0))
                     break
             else:
                 raise RuntimeError("the server did not start:\n" + "".join(heard))

@@ -24,16 +24,27 @@ from engines.repository.manager import ModelManager, RepositoryOptions
 from engines.repository.model import Steering
 from engines.repository.sources.opening import SourceOptions, Sources
 from engines.validation import RequestLimits
+from engines.watchdog import HungEngines, Patience
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
 from server.opener import ModelOpener
-from server.pb import cache_pb2_grpc, grpc_service_pb2, grpc_service_pb2_grpc, rollout_pb2_grpc, traffic_pb2_grpc
+from server.pb import (
+    cache_pb2_grpc,
+    feedback_pb2_grpc,
+    grpc_service_pb2,
+    grpc_service_pb2_grpc,
+    rollout_pb2_grpc,
+    traffic_pb2_grpc,
+    watch_pb2_grpc,
+)
 from server.rollout.rollouts import Rollouts
 from server.rollout.store import RolloutStore
 from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.cache import cache_metrics
 from server.telemetry.exporter import Source
+from server.telemetry.families import gauge
+from server.telemetry.feedback import feedback_metrics
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.models import model_metrics, tag_metrics
 from server.telemetry.otel import Environment
@@ -41,12 +52,16 @@ from server.telemetry.process import server_metrics
 from server.telemetry.rollout import rollout_metrics
 from server.telemetry.sources import source_metrics
 from server.telemetry.traces import TraceOptions
-from server.telemetry.transport import transport_metrics
+from server.telemetry.transport import inflight_metrics, transport_metrics
+from server.telemetry.watch import WatchedVersion, watch_metrics
 from server.transport import cache as cache_service
+from server.transport import feedback as feedback_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
+from server.transport import watch as watch_service
 from server.transport.doors import AccessOptions, Doors
 from server.transport.health import HealthService
+from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions
 from server.transport.model import ServedModel
 from server.transport.recall import Recall, Replacing
@@ -54,6 +69,9 @@ from server.transport.reflection import reflection_service
 from server.transport.repository import ServedModels
 from server.transport.service import InferenceService, ServiceOptions
 from server.transport.shared_memory import SystemSharedMemory
+from server.watch.feedback import Feedback, Readable
+from server.watch.trigger_file import TriggerOptions
+from server.watch.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +104,20 @@ class ServerOptions:
     cache: StoreOptions = field(default_factory=StoreOptions)
     metrics_port: int | None = 8002
     """Port of /metrics on the same host. 0: any free one. None: no metrics."""
+    drain_delay_s: float = 0.0
+    """How long a server that drains still takes new calls, so that balancers notice first. 0: none at all."""
     exit_timeout_s: float = 30.0
     """Longest drain. 0: end at once, whoever waits is told so."""
+    patience: Patience = field(default_factory=Patience)
+    """When engines count as hung, and how many of them the process bears before it drains and ends."""
     exit_on_error: bool = False
     """Whether a model that cannot be loaded at the start ends the server."""
     cache_dir: Path | None = None
     """Folder for optimised graphs. None: optimise at each start."""
     state_dir: Path | None = None
     """Folder for what must outlive the server. None: nothing does."""
+    triggers: TriggerOptions | None = None
+    """What to do when models change. None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +127,16 @@ class Addresses:
     host: str
     grpc_port: int
     metrics_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a server ended."""
+
+    threads_left: bool
+    """Whether engines still run: the process must then end without waiting for their threads."""
+    hopeless: bool
+    """Whether it ended by itself, because too many engines hang: whoever started it should do so again."""
 
 
 class Server:
@@ -115,10 +149,16 @@ class Server:
         self.logs = Logs(options.logs)
         self.telemetry = Telemetry(options.traces, options.logs.access_rate, options.otel, self._code, VERSION)
         self.regions = SystemSharedMemory()
+        limit = options.listen.max_inflight_bytes
+        self.inflight = None if limit is None else Inflight(limit)
         self.store = open_store(options.cache, RUNTIME)
         self.sources = Sources(options.sources) if options.sources.uris else None
         self.rollouts = Rollouts(RolloutStore(options.state_dir), _dress)
-        opener = ModelOpener(self.telemetry, self.store, options.cache_dir, options.requests)
+        self.hopeless = asyncio.Event()
+        self.hung = HungEngines(options.patience, self._too_many_hang)
+        self.feedback = Feedback(options.state_dir, options.triggers, self._watched)
+        self.watcher = Watcher((self.feedback.prediction_sink, self.feedback.capture_sink))
+        opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir, options.requests)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
         self._doors: Doors | None = None
@@ -126,16 +166,18 @@ class Server:
     async def start(self) -> Addresses:
         """Load the models, then listen. Raises LoadFailed, OSError, or ValueError for an access policy."""
         options = self.options
-        doors = self._doors = Doors(options.listen, options.access)
+        doors = self._doors = Doors(options.listen, options.access, self.inflight)
         service = InferenceService(
             self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
         )
+        service.inflight = self.inflight
         self._register(doors.register, service)
         metrics_port = None
         if options.metrics_port is not None:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
         self.store.start()
         self.rollouts.open(self.manager)
+        self.feedback.open()
         # Health and metadata answer while models load; inference says that they are not ready.
         await doors.start()
         self.manager.subscribe(self._model_changed)
@@ -158,6 +200,8 @@ class Server:
         self.health.close()
         if self.sources is not None:
             self.sources.stop()
+        if self._doors is not None:
+            await asyncio.sleep(self.options.drain_delay_s)
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)
@@ -166,17 +210,24 @@ class Server:
         alarm.cancel()
         await self.rollouts.close()
         self._abandon()
-        left = False
+        left = self.hung.count > 0
         try:
             async with asyncio.timeout(CLOSING_S):
                 await self.manager.close()
         except TimeoutError:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
+        await asyncio.to_thread(self.watcher.close)
+        left = await self.feedback.close() or left
         await self.store.close()
         await self.telemetry.stop()
         self.lifecycle.advance(Phase.STOPPED)
         return left
+
+    def _too_many_hang(self) -> None:
+        if not self.hopeless.is_set():
+            log.critical("%d engines hang: the server drains and ends, to be started anew", self.hung.count)
+            self.hopeless.set()
 
     def _cache_metrics(self) -> Iterable[Metric]:
         models = [
@@ -185,6 +236,24 @@ class Server:
             if model.cache is not None
         ]
         return cache_metrics(models, self.store.statistics())
+
+    def _watch_metrics(self) -> Iterable[Metric]:
+        return watch_metrics(
+            WatchedVersion(
+                model.spec.name,
+                model.spec.version,
+                model.watched.tap.statistics(),
+                None if model.watched.monitor is None else model.watched.monitor.statistics(),
+            )
+            for model in self.models.served()
+            if model.watched is not None
+        )
+
+    def _watched(self) -> list[tuple[str, int, Readable | None]]:
+        return [
+            (model.spec.name, model.spec.version, None if model.watched is None else model.watched.monitor)
+            for model in self.models.served()
+        ]
 
     def _abandon(self) -> None:
         for model in self.models.served():
@@ -200,14 +269,19 @@ class Server:
                 )
             ],
             lambda: model_metrics(self.models.served(), self.telemetry.unrouted, time()),
+            lambda: [gauge("kairos_tasks", "Tasks of the event loop.", [((), len(asyncio.all_tasks()))])],
             lambda: server_metrics(
                 VERSION, self.manager.statistics(), self.telemetry.load_failures, serving=self.lifecycle.ready
             ),
             self._cache_metrics,
             lambda: list(rollout_metrics(self.rollouts.status())),
+            self._watch_metrics,
+            lambda: feedback_metrics(self.feedback.statistics()),
         ]
         if (remote := self.sources) is not None:
             sources.append(lambda: source_metrics(remote.statistics()))
+        if (inflight := self.inflight) is not None:
+            sources.append(lambda: inflight_metrics(inflight))
         statistics = getattr(self._doors and self._doors.server, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
             sources.append(lambda: transport_metrics(statistics()))
@@ -235,10 +309,12 @@ class Server:
         traffic_pb2_grpc.add_TrafficServicer_to_server(arrivals, server)  # type: ignore[no-untyped-call]
         rollouts = rollout_service.RolloutService(self.rollouts, self.options.service.status_codes)
         rollout_pb2_grpc.add_RolloutServicer_to_server(rollouts, server)  # type: ignore[no-untyped-call]
+        watch_pb2_grpc.add_WatchServicer_to_server(watch_service.WatchService(self.models), server)  # type: ignore[no-untyped-call]
+        feedback_pb2_grpc.add_FeedbackServicer_to_server(feedback_service.FeedbackService(self.feedback), server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE]
+        own = [SERVICE, cache_service.SERVICE, traffic.SERVICE, rollout_service.SERVICE, watch_service.SERVICE]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection_service([*own, health, reflection]), server
+            reflection_service([*own, feedback_service.SERVICE, health, reflection]), server
         )
 
     def look(self) -> None:
@@ -273,22 +349,23 @@ def _dress(model: ServedModel, inference: Inference, split_key: str) -> ServedMo
     return replace(model, inference=inference, recalls=None, split_key=split_key)
 
 
-async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> bool:
-    """A whole life: start, call `started`, run until SIGTERM or SIGINT, drain. Returns what `Server.drain` does."""
+async def run(options: ServerOptions, started: Callable[[Addresses, Server], None]) -> Ending:
+    """A whole life: start, call `started`, run until SIGTERM, SIGINT or too many engines hang, drain."""
     server = Server(options)
     server.logs.install()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.look)
     async with stop_signals() as asked:
         starting = asyncio.ensure_future(server.start())
-        waiting = asyncio.ensure_future(asked.wait())
-        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        ends = [asyncio.ensure_future(event.wait()) for event in (asked, server.hopeless)]
+        await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
         try:
             if starting.done():
                 started(starting.result(), server)
-                await waiting
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             else:
                 starting.cancel()
         finally:
-            waiting.cancel()
+            for end in ends:
+                end.cancel()
             left = await server.drain()
-    return left
+    return Ending(left, server.hopeless.is_set())

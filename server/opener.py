@@ -25,12 +25,16 @@ from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
 from engines.validation import RequestChecker, RequestLimits
+from engines.watchdog import HungEngines, Watch
 from server.cache.cached import CachedInference
 from server.cache.settings import cache_options_of
 from server.cache.store import Store
 from server.telemetry.assembly import Telemetry
 from server.telemetry.meter import ModelMeter
 from server.transport.model import ServedModel
+from server.watch.settings import watch_options_of
+from server.watch.tap import TappedInference
+from server.watch.watcher import Watched, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +43,19 @@ class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
     def __init__(
-        self, telemetry: Telemetry, store: Store, cache_dir: Path | None, request_limits: RequestLimits | None = None
+        self,
+        telemetry: Telemetry,
+        store: Store,
+        watcher: Watcher,
+        hung: HungEngines,
+        cache_dir: Path | None,
+        request_limits: RequestLimits,
     ) -> None:
-        self._request_limits = request_limits or RequestLimits()
+        self._hung = hung
+        self._request_limits = request_limits
         self._telemetry = telemetry
         self._store = store
+        self._watcher = watcher
         self._cache_dir = cache_dir
         # Models that are measured at the same time would measure each other.
         self._measuring = threading.Lock()
@@ -53,10 +65,12 @@ class ModelOpener:
         """Raises LoadFailed, or whatever the model's own runtime says."""
         spec = definition.spec
         cache_options = cache_options_of(definition.config.response_cache)
+        watch_options_of(definition.config.watch, spec)  # raises before anything is brought up
         open_engine, layout = await asyncio.to_thread(self._open_session, definition)
         cost, costs_file = await asyncio.to_thread(self._costs, definition, open_engine, layout)
         name = f"{spec.name}:{spec.version}"
-        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline)
+        watch = Watch(self._hung, lambda rows: cost.typical[min(rows, cost.max_rows)])
+        pool = EnginePool(open_engine, layout.instances, name, inline=layout.inline, watch=watch)
         await pool.open()
         meter = ModelMeter(spec)
         observe = self._telemetry.observer(meter)
@@ -81,18 +95,29 @@ class ModelOpener:
         if cache_options is not None and self._store.serves(cache_options):
             cache = CachedInference(local, spec, self._store, cache_options, self._telemetry.tracer.note)
             meter.cache_misses = functools.partial(_misses, cache)
+        try:
+            watched = await asyncio.to_thread(self._watcher.open, definition)
+        except BaseException:
+            await local.close()
+            raise
         return ServedModel(
             spec=spec,
             config=definition.config,
             limits=definition.limits,
             default_deadline_s=definition.default_deadline_s,
-            inference=compose(local, cache, meter, self._telemetry),
+            inference=compose(local, cache, watched, meter, self._telemetry),
             meter=meter,
             engines=local,
             request_limits=self._request_limits,
             cache=cache,
-            recalls=None if self._telemetry.sees_each else cache,
+            recalls=None if self._telemetry.sees_each or watched is not None else cache,
+            watched=watched,
+            unwatch=functools.partial(self._unwatch, watched),
         )
+
+    async def _unwatch(self, watched: Watched | None) -> None:
+        if watched is not None:
+            await asyncio.to_thread(self._watcher.release, watched)
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
         spec, options = definition.spec, definition.engine
@@ -161,9 +186,19 @@ class ModelOpener:
                 raise LoadFailed(f"model_warmup '{warmup.name}' failed: {error}") from error
 
 
-def compose(model: Inference, cache: CachedInference | None, meter: ModelMeter, telemetry: Telemetry) -> Inference:
+def compose(
+    model: Inference,
+    cache: CachedInference | None,
+    watched: Watched | None,
+    meter: ModelMeter,
+    telemetry: Telemetry,
+) -> Inference:
     """The layers around a model, innermost first; the cache, where there is one, is around the model already."""
-    return telemetry.around(model if cache is None else cache, meter)
+    if cache is not None:
+        model = cache
+    if watched is not None:  # above the cache: what is remembered is asked, too
+        model = TappedInference(model, watched.tap)
+    return telemetry.around(model, meter)
 
 
 def _misses(cache: CachedInference) -> tuple[int, float]:

@@ -40,6 +40,9 @@ _LEVELS: Final = {
 }
 _ERRORS_ONLY: Final = 3
 
+_OUT_OF_MEMORY: Final = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+"""What ONNX Runtime says when it gets no memory: it has no error class for that."""
+
 CACHED_FROM_BYTES: Final = 4 << 20
 CACHED_TO_BYTES: Final = 1 << 30
 """Models between these sizes keep their optimised graph on disk: smaller ones are optimised in milliseconds, larger
@@ -71,6 +74,10 @@ class OnnxRuntimeEngine:
             outputs = self._run_values(names, feeds) if self._bfloat else self._session.run(names, feeds)
         except InvalidArgument as error:
             raise InvalidRequest(f"model '{self._spec.name}' refuses the inputs: {error}") from error
+        except Exception as error:
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise MemoryError("out of memory") from error
+            raise
         return dict(zip(names, outputs, strict=True))
 
     def close(self) -> None:

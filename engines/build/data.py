@@ -7,11 +7,10 @@ both shapes in the text.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from engines.build import graphs
 from engines.build.errors import BuildFailed
 from engines.build.images import Preprocessing, find_images, read_image
+from engines.build.parquet import read_parquet
 from engines.spec import TensorSpec
-from engines.tensor import Array, DType
+from engines.tensor import Array, DType, array_of_bytes, join_bytes
 
 Labels: TypeAlias = NDArray[np.int64]
 Column: TypeAlias = Callable[[NDArray[np.int64]], Array]
@@ -82,19 +82,33 @@ class Dataset:
         return Dataset(source=self.source, digest=self.digest, columns=self.columns, index=index, labels=self.labels)
 
 
-def open_data(path: Path, inputs: Sequence[TensorSpec], labels: str = "", preprocessing: Path | None = None) -> Dataset:
+def open_data(
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    labels: str = "",
+    preprocessing: Path | None = None,
+    *,
+    as_served: bool = False,
+) -> Dataset:
     """Rows for these inputs. Raises BuildFailed.
 
-    `path` is an .npz, .npy or .parquet file, or a directory of images, which need `preprocessing`. `labels` names an
+    With `as_served`, text and values that are not finite pass, as they do when they come in requests.
+
+    `path` is an .npz, .npy or .parquet file, a directory of .parquet files, as a server captures them, or a directory
+    of images, which need `preprocessing`. `labels` names an
     array or column of `path`, a .npy file or a text file with one number a line, or is FOLDERS for images.
     """
     if not path.exists():
         raise BuildFailed(f"{path} does not exist")
-    if path.is_dir():
+    captured = path.is_dir() and any(path.rglob("*.parquet"))
+    if path.is_dir() and not captured:
         return _open_images(path, inputs, labels, preprocessing)
-    arrays = _read_arrays(path, inputs, labels)
+    arrays = read_parquet(path, inputs, labels) if captured else _read_arrays(path, inputs, labels)
     given = _labels(path, labels, arrays)
-    columns = {spec.name: _fitted(spec, _pick(spec, inputs, arrays, labels, path), path) for spec in inputs}
+    columns = {
+        spec.name: _fitted(spec, _pick(spec, inputs, arrays, labels, path), path, as_served=as_served)
+        for spec in inputs
+    }
     rows = {len(column) for column in columns.values()}
     if len(rows) != 1:
         raise BuildFailed(f"{path}: the inputs have different numbers of rows: {sorted(rows)}")
@@ -111,7 +125,10 @@ def dataset_of(columns: Mapping[str, Array], labels: Labels | None = None, *, so
     digest = hashlib.sha256()
     for name, array in sorted(columns.items()):
         digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if array.dtype == object:
+            digest.update(join_bytes(array.ravel().tolist()))
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return Dataset(
         source=source,
         digest=digest.hexdigest(),
@@ -130,32 +147,10 @@ def _read_arrays(path: Path, inputs: Sequence[TensorSpec], labels: str) -> dict[
     except (OSError, ValueError) as error:
         raise BuildFailed(f"{path} cannot be read: {error}") from error
     if path.suffix == ".parquet":
-        return _read_parquet(path, inputs, labels)
-    raise BuildFailed(f"{path}: data comes from .npz, .npy and .parquet files and from directories of images")
-
-
-def _read_parquet(path: Path, inputs: Sequence[TensorSpec], labels: str) -> dict[str, Array]:
-    """Columns by name; where none is called like the only input, all but the labels side by side are that input."""
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise BuildFailed("Parquet files need pyarrow: pip install 'kairos[build]'") from error
-    table = parquet.read_table(path)
-    arrays = {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
-    if len(inputs) == 1 and inputs[0].name not in arrays:
-        features = [array for name, array in arrays.items() if name != labels]
-        if any(array.ndim != 1 for array in features):
-            raise BuildFailed(f"{path} has no column '{inputs[0].name}', and its columns are not all plain numbers")
-        arrays = {inputs[0].name: np.stack(features, axis=1)} | {n: a for n, a in arrays.items() if n == labels}
-    return {
-        name: array.reshape(-1, *_shape_of(name, inputs)) if array.ndim == 2 else array
-        for name, array in arrays.items()
-    }
-
-
-def _shape_of(name: str, inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Lists in Parquet are flat; the input says their shape."""
-    return next((spec.shape for spec in inputs if spec.name == name and spec.fixed), (-1,))
+        return read_parquet(path, inputs, labels)
+    raise BuildFailed(
+        f"{path}: data comes from .npz, .npy and .parquet files, and from directories of images or of Parquet files"
+    )
 
 
 def _pick(
@@ -177,17 +172,27 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(shape) == len(wanted) and all(want in (-1, size) for size, want in zip(shape, wanted, strict=True))
 
 
-def _fitted(spec: TensorSpec, array: Array, path: Path) -> Array:
+def _fitted(spec: TensorSpec, array: Array, path: Path, *, as_served: bool = False) -> Array:
+    if as_served and spec.shape == (1,) and array.ndim == 1:  # a column of a table
+        array = array.reshape(-1, 1)
+    if as_served and array.dtype == object and np.issubdtype(spec.dtype.numpy, np.floating):
+        try:
+            array = array.astype(np.float64)  # where a table has no value there is None, which becomes NaN
+        except (TypeError, ValueError) as error:
+            raise BuildFailed(f"{path}: input '{spec.name}' is not all numbers: {error}") from error
     if array.ndim == 0 or not _fits(array.shape[1:], spec.shape):
         raise BuildFailed(
             f"{path}: rows for input '{spec.name}' have the shape {list(array.shape[1:])}, "
             f"the model takes {list(spec.shape)}"
         )
     wanted = spec.dtype.numpy
+    if as_served and spec.dtype is DType.BYTES and array.dtype.kind in "USO":
+        texts = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+        return array_of_bytes(texts, array.shape)
     if spec.dtype is DType.BYTES or not (array.dtype == wanted or np.can_cast(array.dtype, wanted, "same_kind")):
         raise BuildFailed(f"{path}: input '{spec.name}' is {array.dtype}, the model takes {spec.dtype.label}")
     converted = array.astype(wanted)
-    if np.issubdtype(wanted, np.floating) and not np.isfinite(converted).all():
+    if not as_served and np.issubdtype(wanted, np.floating) and not np.isfinite(converted).all():
         raise BuildFailed(f"{path}: input '{spec.name}' has values that are not finite")
     return converted
 

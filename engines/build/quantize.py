@@ -124,6 +124,8 @@ def emit(model: onnx.ModelProto, table: Table, scheme: Scheme, keep: Collection[
     result = _quantized(model, table, scheme, excluded)
     _sharpen(result, excluded, scheme)
     _compact(result, set(graphs.initializers(model)) | set(_values(model)))
+    # The quantiser appends what it adds; ONNX Runtime does not mind, but the file would not be valid ONNX.
+    importlib.import_module("onnxruntime.quantization.onnx_model").ONNXModel(result).topological_sort()
     return result
 
 

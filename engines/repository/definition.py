@@ -52,6 +52,8 @@ class Definition:
     response_cache: bool
     """Whether the configuration asks for answers to be cached."""
     metric_tags: Mapping[str, str]
+    files_digest: str = ""
+    """Hex digest over the model's files alone; unlike the spec's, it outlives changes of the configuration."""
 
 
 def read_config(folder: ModelFolder) -> pb.ModelConfig:
@@ -79,7 +81,8 @@ def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -
     outputs = tuple(_output(tensor, folder.path) for tensor in config.output)
     labels = repr([tensor.labels for tensor in outputs]).encode()
     try:
-        digest = digest_files((model_file, *graph.external), config.SerializeToString(deterministic=True), labels)
+        files = digest_files((model_file, *graph.external))
+        digest = digest_files((), files.encode(), config.SerializeToString(deterministic=True), labels)
     except OSError as error:
         raise LoadFailed(f"the model's files cannot be read: {error.strerror or error}") from error
     spec = ModelSpec(
@@ -108,6 +111,7 @@ def define(folder: ModelFolder, version: VersionFolder, given: pb.ModelConfig) -
         steady=graph.steady,
         response_cache=config.response_cache.enable,
         metric_tags=dict(config.metric_tags),
+        files_digest=files,
     )
 
 

@@ -97,6 +97,13 @@ RPCS: Final[Mapping[str, Rpc]] = dict(
             Promote=Rpc(Group.CONTROL, ("model",), about_models=True),
             Abort=Rpc(Group.CONTROL, ("model",), about_models=True),
         ),
+        *_service("kairos.v1.Watch", Status=Rpc(Group.WATCH, ("model",), about_models=True)),
+        *_service(
+            "kairos.v1.Feedback",
+            Report=Rpc(Group.FEEDBACK, about_models=True),
+            ReportStream=Rpc(Group.FEEDBACK, about_models=True),
+            Status=Rpc(Group.FEEDBACK, ("model",), about_models=True),
+        ),
         # It tells of the requests of all tenants.
         *_service("kairos.v1.Traffic", Arrivals=Rpc(Group.CONTROL, ("model",), about_models=True)),
         *_service("grpc.health.v1.Health", Check=_HEALTH, Watch=_HEALTH),

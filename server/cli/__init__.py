@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import rich_click as click
 
+from server.cli.baseline import baseline
 from server.cli.build import build
 from server.cli.cache import cache
 from server.cli.compare import compare
 from server.cli.demo import demo
+from server.cli.feedback import feedback
 from server.cli.label import label
 from server.cli.models import models
 from server.cli.profile import profile
@@ -17,6 +19,8 @@ from server.cli.serve import serve
 from server.cli.simulate import simulate
 from server.cli.token import token
 from server.cli.top import top
+from server.cli.triggers import triggers
+from server.cli.watch import watch
 
 click.rich_click.TEXT_MARKUP = "markdown"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -33,5 +37,23 @@ def cli() -> None:
     """
 
 
-for command in (serve, demo, models, top, simulate, record, build, compare, profile, cache, rollout, label, token):
+for command in (
+    serve,
+    demo,
+    models,
+    top,
+    simulate,
+    record,
+    build,
+    compare,
+    profile,
+    cache,
+    rollout,
+    label,
+    token,
+    baseline,
+    watch,
+    feedback,
+    triggers,
+):
     cli.add_command(command)

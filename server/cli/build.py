@@ -48,8 +48,8 @@ DATA = click.Path(exists=True, path_type=Path)
 @click.option(
     "--calibration",
     type=DATA,
-    help="Rows like those that will be served: .npz, .npy, .parquet, a directory of images, or the calibration.json of "
-    "an earlier build of the same model. Needed for INT8.",
+    help="Rows like those that will be served: .npz, .npy, .parquet, a directory of images or of captured requests, or "
+    "the calibration.json of an earlier build of the same model. Needed for INT8.",
 )
 @click.option("--data", type=DATA, help="Rows to judge by. Default: every fourth row of the calibration data.")
 @click.option(

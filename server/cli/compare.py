@@ -25,7 +25,9 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command(context_settings={"show_default": True})
 @click.argument("a", type=DATA)
 @click.argument("b", type=DATA)
-@click.option("--data", type=DATA, required=True, help="Rows that both answer: .npz, .npy, .parquet or images.")
+@click.option(
+    "--data", type=DATA, required=True, help="Rows that both answer: .npz, .npy, .parquet, captured requests or images."
+)
 @click.option(
     "--labels", default="", help="Their classes: an array or column of the data, a .npy or text file, or `folders`."
 )

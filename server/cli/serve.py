@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import rich_click as click
 from rich.console import Console
@@ -16,10 +16,13 @@ from rich.table import Table
 
 from engines.errors import InferError
 from server.app import VERSION, Addresses, Server, ServerOptions, run
-from server.cli.options import access, cache, listening, models, protocol, telemetry
+from server.cli.options import access, cache, listening, models, protocol, telemetry, watching
 from server.cli.settings import read_config
 from server.loop import new_event_loop
 from server.telemetry.otel import Environment, read_environment
+
+HOPELESS: Final = 3
+"""Exit status of a server that gave itself up, so that whatever started it knows to start it again."""
 
 
 @click.command(context_settings={"show_default": True})
@@ -39,6 +42,7 @@ from server.telemetry.otel import Environment, read_environment
 @telemetry.declared
 @protocol.declared
 @cache.declared
+@watching.declared
 def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the settings by name)
     """Serve the models of one or more repositories until SIGTERM or Ctrl-C, then drain.
 
@@ -52,8 +56,11 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
     try:
         options = options_of(values, read_environment(os.environ))
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            if runner.run(run(options, announce)):
-                _leave()
+            ending = runner.run(run(options, announce))
+            if ending.threads_left:
+                _leave(HOPELESS if ending.hopeless else 0)
+        if ending.hopeless:
+            sys.exit(HOPELESS)
     except (InferError, OSError, ValueError) as error:
         Console(stderr=True).print(f"[bold red]kairos cannot start:[/] {error}", highlight=False)
         sys.exit(1)
@@ -61,12 +68,12 @@ def serve(**values: Any) -> None:  # noqa: ANN401  (click hands over the setting
         sys.exit(130)
 
 
-def _leave() -> NoReturn:
+def _leave(status: int) -> NoReturn:
     """End the process though a thread is inside an engine's native code, which Python cannot end without a crash."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
@@ -83,9 +90,12 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         otel=otel,
         cache=cache.store_options(values),
         metrics_port=values["metrics_port"] if values["allow_metrics"] else None,
+        drain_delay_s=values["drain_delay_secs"],
         exit_timeout_s=values["exit_timeout_secs"],
+        patience=models.patience(values),
         exit_on_error=values["exit_on_error"],
         cache_dir=values["cache_dir"],
+        triggers=watching.trigger_options(values),
         state_dir=values["state_dir"],
     )
 

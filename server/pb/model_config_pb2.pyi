@@ -619,6 +619,37 @@ class ModelResponseCache(_message.Message):
     always: bool
     def __init__(self, enable: _Optional[bool] = ..., time_to_live_seconds: _Optional[int] = ..., jitter_percent: _Optional[int] = ..., max_value_bytes: _Optional[int] = ..., levels: _Optional[_Union[ModelResponseCache.Levels, str]] = ..., execute_each: _Optional[bool] = ..., lease_milliseconds: _Optional[int] = ..., always: _Optional[bool] = ...) -> None: ...
 
+class ModelCapture(_message.Message):
+    __slots__ = ("enable", "share", "max_bytes", "rotate_rows", "rotate_bytes", "rotate_seconds", "redact")
+    class Redaction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DROP: _ClassVar[ModelCapture.Redaction]
+        HASH: _ClassVar[ModelCapture.Redaction]
+    DROP: ModelCapture.Redaction
+    HASH: ModelCapture.Redaction
+    class RedactEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: ModelCapture.Redaction
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[ModelCapture.Redaction, str]] = ...) -> None: ...
+    ENABLE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROTATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REDACT_FIELD_NUMBER: _ClassVar[int]
+    enable: bool
+    share: float
+    max_bytes: int
+    rotate_rows: int
+    rotate_bytes: int
+    rotate_seconds: int
+    redact: _containers.ScalarMap[str, ModelCapture.Redaction]
+    def __init__(self, enable: _Optional[bool] = ..., share: _Optional[float] = ..., max_bytes: _Optional[int] = ..., rotate_rows: _Optional[int] = ..., rotate_bytes: _Optional[int] = ..., rotate_seconds: _Optional[int] = ..., redact: _Optional[_Mapping[str, ModelCapture.Redaction]] = ...) -> None: ...
+
 class ModelMetrics(_message.Message):
     __slots__ = ("metric_control",)
     class MetricControl(_message.Message):
@@ -642,8 +673,61 @@ class ModelMetrics(_message.Message):
     metric_control: _containers.RepeatedCompositeFieldContainer[ModelMetrics.MetricControl]
     def __init__(self, metric_control: _Optional[_Iterable[_Union[ModelMetrics.MetricControl, _Mapping]]] = ...) -> None: ...
 
+class ModelWatch(_message.Message):
+    __slots__ = ("enable", "sample_rate", "window_rows", "window_seconds", "level", "looks", "least_psi", "learn_rows", "tensor", "output", "look_milliseconds")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_AUTO: _ClassVar[ModelWatch.Kind]
+        KIND_NUMBERS: _ClassVar[ModelWatch.Kind]
+        KIND_CATEGORIES: _ClassVar[ModelWatch.Kind]
+        KIND_IMAGE: _ClassVar[ModelWatch.Kind]
+        KIND_EMBEDDING: _ClassVar[ModelWatch.Kind]
+        KIND_TEXT: _ClassVar[ModelWatch.Kind]
+        KIND_IGNORED: _ClassVar[ModelWatch.Kind]
+        KIND_PROBABILITIES: _ClassVar[ModelWatch.Kind]
+        KIND_LOGITS: _ClassVar[ModelWatch.Kind]
+    KIND_AUTO: ModelWatch.Kind
+    KIND_NUMBERS: ModelWatch.Kind
+    KIND_CATEGORIES: ModelWatch.Kind
+    KIND_IMAGE: ModelWatch.Kind
+    KIND_EMBEDDING: ModelWatch.Kind
+    KIND_TEXT: ModelWatch.Kind
+    KIND_IGNORED: ModelWatch.Kind
+    KIND_PROBABILITIES: ModelWatch.Kind
+    KIND_LOGITS: ModelWatch.Kind
+    class Tensor(_message.Message):
+        __slots__ = ("name", "kind")
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        KIND_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        kind: ModelWatch.Kind
+        def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ModelWatch.Kind, str]] = ...) -> None: ...
+    ENABLE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_ROWS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    LOOKS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_PSI_FIELD_NUMBER: _ClassVar[int]
+    LEARN_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LOOK_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    enable: bool
+    sample_rate: float
+    window_rows: int
+    window_seconds: int
+    level: float
+    looks: int
+    least_psi: float
+    learn_rows: int
+    tensor: _containers.RepeatedCompositeFieldContainer[ModelWatch.Tensor]
+    output: str
+    look_milliseconds: int
+    def __init__(self, enable: _Optional[bool] = ..., sample_rate: _Optional[float] = ..., window_rows: _Optional[int] = ..., window_seconds: _Optional[int] = ..., level: _Optional[float] = ..., looks: _Optional[int] = ..., least_psi: _Optional[float] = ..., learn_rows: _Optional[int] = ..., tensor: _Optional[_Iterable[_Union[ModelWatch.Tensor, _Mapping]]] = ..., output: _Optional[str] = ..., look_milliseconds: _Optional[int] = ...) -> None: ...
+
 class ModelConfig(_message.Message):
-    __slots__ = ("name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching", "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags", "parameters", "model_warmup", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics")
+    __slots__ = ("name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output", "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching", "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags", "parameters", "model_warmup", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache", "model_metrics", "watch", "capture")
     class CcModelFilenamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -690,6 +774,8 @@ class ModelConfig(_message.Message):
     MODEL_REPOSITORY_AGENTS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_CACHE_FIELD_NUMBER: _ClassVar[int]
     MODEL_METRICS_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     platform: str
     backend: str
@@ -715,4 +801,6 @@ class ModelConfig(_message.Message):
     model_repository_agents: ModelRepositoryAgents
     response_cache: ModelResponseCache
     model_metrics: ModelMetrics
-    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., backend: _Optional[str] = ..., runtime: _Optional[str] = ..., version_policy: _Optional[_Union[ModelVersionPolicy, _Mapping]] = ..., max_batch_size: _Optional[int] = ..., input: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ModelOutput, _Mapping]]] = ..., batch_input: _Optional[_Iterable[_Union[BatchInput, _Mapping]]] = ..., batch_output: _Optional[_Iterable[_Union[BatchOutput, _Mapping]]] = ..., optimization: _Optional[_Union[ModelOptimizationPolicy, _Mapping]] = ..., dynamic_batching: _Optional[_Union[ModelDynamicBatching, _Mapping]] = ..., sequence_batching: _Optional[_Union[ModelSequenceBatching, _Mapping]] = ..., ensemble_scheduling: _Optional[_Union[ModelEnsembling, _Mapping]] = ..., instance_group: _Optional[_Iterable[_Union[ModelInstanceGroup, _Mapping]]] = ..., default_model_filename: _Optional[str] = ..., cc_model_filenames: _Optional[_Mapping[str, str]] = ..., metric_tags: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, ModelParameter]] = ..., model_warmup: _Optional[_Iterable[_Union[ModelWarmup, _Mapping]]] = ..., model_operations: _Optional[_Union[ModelOperations, _Mapping]] = ..., model_transaction_policy: _Optional[_Union[ModelTransactionPolicy, _Mapping]] = ..., model_repository_agents: _Optional[_Union[ModelRepositoryAgents, _Mapping]] = ..., response_cache: _Optional[_Union[ModelResponseCache, _Mapping]] = ..., model_metrics: _Optional[_Union[ModelMetrics, _Mapping]] = ...) -> None: ...
+    watch: ModelWatch
+    capture: ModelCapture
+    def __init__(self, name: _Optional[str] = ..., platform: _Optional[str] = ..., backend: _Optional[str] = ..., runtime: _Optional[str] = ..., version_policy: _Optional[_Union[ModelVersionPolicy, _Mapping]] = ..., max_batch_size: _Optional[int] = ..., input: _Optional[_Iterable[_Union[ModelInput, _Mapping]]] = ..., output: _Optional[_Iterable[_Union[ModelOutput, _Mapping]]] = ..., batch_input: _Optional[_Iterable[_Union[BatchInput, _Mapping]]] = ..., batch_output: _Optional[_Iterable[_Union[BatchOutput, _Mapping]]] = ..., optimization: _Optional[_Union[ModelOptimizationPolicy, _Mapping]] = ..., dynamic_batching: _Optional[_Union[ModelDynamicBatching, _Mapping]] = ..., sequence_batching: _Optional[_Union[ModelSequenceBatching, _Mapping]] = ..., ensemble_scheduling: _Optional[_Union[ModelEnsembling, _Mapping]] = ..., instance_group: _Optional[_Iterable[_Union[ModelInstanceGroup, _Mapping]]] = ..., default_model_filename: _Optional[str] = ..., cc_model_filenames: _Optional[_Mapping[str, str]] = ..., metric_tags: _Optional[_Mapping[str, str]] = ..., parameters: _Optional[_Mapping[str, ModelParameter]] = ..., model_warmup: _Optional[_Iterable[_Union[ModelWarmup, _Mapping]]] = ..., model_operations: _Optional[_Union[ModelOperations, _Mapping]] = ..., model_transaction_policy: _Optional[_Union[ModelTransactionPolicy, _Mapping]] = ..., model_repository_agents: _Optional[_Union[ModelRepositoryAgents, _Mapping]] = ..., response_cache: _Optional[_Union[ModelResponseCache, _Mapping]] = ..., model_metrics: _Optional[_Union[ModelMetrics, _Mapping]] = ..., watch: _Optional[_Union[ModelWatch, _Mapping]] = ..., capture: _Optional[_Union[ModelCapture, _Mapping]] = ...) -> None: ...

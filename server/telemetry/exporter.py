@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import socket
+import socketserver
+import threading
 import time
+import wsgiref.simple_server
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +27,37 @@ SCRAPE_S: Final = 5.0
 """How long a scrape waits for a busy event loop: half of Prometheus's default."""
 PAUSE_S: Final = 50e-6
 """Long enough for a waiting thread to get hold of the interpreter, short enough not to be felt by a scrape."""
+
+ACCEPT_PAUSE_S: Final = 0.1
+"""How long nobody is accepted after that has failed, for want of a file descriptor: at once it would fail again."""
+READ_TIMEOUT_S: Final = 10.0
+"""How long a connection may be silent in the middle of its request."""
+
+
+class _Scraped(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    """A thread for each connection."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        super().__init__((host, port), _Scrape)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(ACCEPT_PAUSE_S)
+            raise
+
+
+class _Scrape(wsgiref.simple_server.WSGIRequestHandler):
+    """One connection; none leaves a line on standard error."""
+
+    timeout = READ_TIMEOUT_S
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  (the base class's name)
+        """Say nothing."""
 
 
 class LoopCollector(Collector):
@@ -61,7 +96,10 @@ def start_exporter(host: str, port: int, sources: Sequence[Source]) -> tuple[int
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    server, thread = start_http_server(port, addr=host, registry=registry)
+    server = _Scraped(host, port)
+    server.set_app(make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def stop() -> None:
         server.shutdown()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,6 +22,9 @@ from server.telemetry.context import REQUEST, read_traceparent
 FORMATS: Final = ("auto", "text", "json", "rich")
 ROOTS: Final = ("server", "engines")
 """The loggers that are ours; libraries keep to warnings."""
+
+TELL_EVERY_S: Final = 60.0
+"""How often standard error hears that lines are lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,18 @@ class _Json(JsonFormatter):
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class _FileHandler(logging.FileHandler):
+    """Says on standard error that lines are lost, when the disk is full: once in a while, not for each line."""
+
+    _told_at = -math.inf
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002  (the name is logging's)
+        """See Handler.handleError."""
+        if time.monotonic() >= self._told_at + TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            sys.stderr.write(f"kairos: lines of {self.baseFilename} are lost: {sys.exc_info()[1]}\n")
+
+
 def _handler(options: LogOptions) -> logging.Handler:
     style = options.format
     if style == "auto":
@@ -144,7 +161,7 @@ def _handler(options: LogOptions) -> logging.Handler:
         handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False, rich_tracebacks=True)
         handler.setFormatter(TextFormatter("{message}", style="{"))
         return handler
-    handler = logging.StreamHandler() if options.file is None else logging.FileHandler(options.file)
+    handler = logging.StreamHandler() if options.file is None else _FileHandler(options.file)
     if style == "json":
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
         handler.setFormatter(_Json("{asctime}{levelname}{name}{message}", style="{", rename_fields=names))

@@ -170,8 +170,10 @@ def _gauges(models: list[_Snapshot], now: float) -> Iterator[Metric]:
         for state, value in (("busy", pool.busy), ("idle", pool.idle), ("missing", pool.missing))
     ]
     yield gauge("kairos_engines", "Engines by what they do; missing ones died.", states, (*MODEL, "state"))
+    hung = [(labels, pool.hung) for labels, pool in pools]
+    yield gauge("kairos_engines_hung", "Engines that were given up, and whose threads still run.", hung, MODEL)
     replaced = [(labels, pool.replaced) for labels, pool in pools]
-    yield counter("kairos_engines_replaced", "Engines that died and were replaced.", replaced, MODEL)
+    yield counter("kairos_engines_replaced", "Engines that died or hung and were replaced.", replaced, MODEL)
 
 
 def _estimates(models: list[_Snapshot]) -> Iterator[Metric]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -12,6 +14,9 @@ from typing import Any, Final, TypeAlias
 from engines.request import InferRequest, InferResponse
 
 log = logging.getLogger(__name__)
+
+_END: Final = b"\n]"
+"""Of a file that has traces."""
 
 _Event: TypeAlias = dict[str, Any]
 
@@ -82,12 +87,24 @@ def _append(file: Path, events: list[_Event]) -> None:
     body = ",\n".join(json.dumps(event) for event in events)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("r+b" if file.exists() else "w+b") as stream:
+        with file.open("r+b" if file.exists() else "w+b", buffering=0) as stream:
             size = stream.seek(0, 2)
-            if size < 2:
-                stream.write(f"[\n{body}\n]".encode())
-            else:
-                stream.seek(size - 2)
-                stream.write(f",\n{body}\n]".encode())
+            _add(stream, size, f"[\n{body}\n]" if size < 2 else f",\n{body}\n]")
     except OSError as error:
         log.warning("traces cannot be written to %s: %s", file, error)
+
+
+def _add(stream: io.FileIO, size: int, text: str) -> None:
+    """Put the text in place of the array's end. A disk that takes only a part of it gets the end back."""
+    data = text.encode()
+    start = max(0, size - len(_END))
+    stream.seek(start)
+    try:
+        written = stream.write(data)
+    except OSError:
+        written = 0
+    if written < len(data):
+        stream.truncate(start)
+        stream.seek(start)
+        stream.write(_END if size else b"")
+        raise OSError(errno.ENOSPC, "there is no room for a trace")

@@ -19,6 +19,17 @@ class TransportStatistics(Protocol):
     def connection_errors(self) -> Mapping[str, int]: ...
 
 
+class InflightBytes(Protocol):
+    """What the process holds of requests and answers, and may hold."""
+
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def limit_bytes(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+
+
 GAUGES: Final = {
     "connections": ("kairos_connections", "Open connections."),
     "streams": ("kairos_streams", "Open HTTP/2 streams on all connections."),
@@ -44,3 +55,11 @@ def transport_metrics(now: TransportStatistics) -> Iterator[Metric]:
     yield counter("kairos_stream_resets", "Streams that ended by RST_STREAM.", counts(now.resets), ("code",))
     errors = counts(now.connection_errors)
     yield counter("kairos_connection_errors", "Connections ended for an error of the peer.", errors, ("code",))
+
+
+def inflight_metrics(now: InflightBytes) -> Iterator[Metric]:
+    """Bytes held, their bound, and requests refused because of it."""
+    yield gauge("kairos_inflight_bytes", "Bytes of requests and answers that are held.", [((), now.used_bytes)])
+    yield gauge("kairos_inflight_limit_bytes", "Above this, requests are refused.", [((), now.limit_bytes)])
+    text = "Requests refused because too many bytes were held."
+    yield counter("kairos_inflight_refused", text, [((), now.refused)])

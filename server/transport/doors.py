@@ -11,6 +11,7 @@ from server.access.gate import PolicyFile
 from server.reload import Reloads
 from server.transport.certificates import Certificates
 from server.transport.guard import Guard, GuardedServer, Wrap, as_it_is, closed_to_others, is_loopback
+from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions, create_server
 
 
@@ -27,7 +28,7 @@ class AccessOptions:
 class Doors:
     """See the module. `register` is for generated code; `server` is the transport itself."""
 
-    def __init__(self, listen: ListenOptions, access: AccessOptions) -> None:
+    def __init__(self, listen: ListenOptions, access: AccessOptions, inflight: Inflight | None = None) -> None:
         """Binds the port. Raises OSError, or ValueError for files that cannot be used."""
         certificates = None if listen.tls is None else Certificates(listen.tls)
         self._policy = None if access.policy is None else PolicyFile(access.policy)
@@ -35,11 +36,11 @@ class Doors:
         looks: list[Callable[[], Awaitable[None]]] = []
         if self._policy is not None:
             guard = Guard(self._policy.gate)
-            self.server, self.port = create_server(listen, certificates, guard.admit)
+            self.server, self.port = create_server(listen, certificates, guard.admit, inflight)
             wrap = guard.wrap
             looks.append(self._policy.refresh)
         else:
-            self.server, self.port = create_server(listen, certificates)
+            self.server, self.port = create_server(listen, certificates, inflight=inflight)
             wrap = as_it_is if is_loopback(listen.host) else closed_to_others
         self.register = GuardedServer(self.server, wrap)
         if certificates is not None:

@@ -14,6 +14,7 @@ import grpc
 from server.transport import http2
 from server.transport.certificates import Certificates, TlsFiles
 from server.transport.guard import EarlyCall
+from server.transport.inflight import CountCalls, Inflight
 
 
 class TransportKind(enum.Enum):
@@ -36,6 +37,8 @@ class ListenOptions:
     """Largest message taken or sent; larger ones end the call with RESOURCE_EXHAUSTED."""
     tls: TlsFiles | None = None
     """None: calls are neither encrypted nor authenticated."""
+    max_inflight_bytes: int | None = 256 << 20
+    """Bytes of requests and answers held at a time; beyond it requests get RESOURCE_EXHAUSTED. None: no bound."""
     reuse_port: bool = False
     """Whether other processes may listen on the same port and share its connections."""
     max_connections: int = 8192
@@ -59,14 +62,15 @@ def create_server(
     options: ListenOptions,
     certificates: Certificates | None = None,
     admit: Callable[[str, EarlyCall], bool] | None = None,
+    inflight: Inflight | None = None,
 ) -> tuple[Any, int]:
     """A gRPC server bound to the address, and the port it got. Raises OSError when the address is taken.
 
     `certificates` are those of `options.tls`, where they are to be followed. `admit` is asked about each call by its
-    path as its head arrives; only our own transport knows of it then.
+    path as its head arrives; only our own transport knows of it then. `inflight` is kept up to date.
     """
     own = options.transport is TransportKind.HTTP2
-    server = _http2(options, admit) if own else _grpcio(options)
+    server = _http2(options, admit, inflight) if own else _grpcio(options, inflight)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"{host}:{options.port}"
     try:
@@ -80,7 +84,7 @@ def create_server(
     return server, port
 
 
-def _http2(options: ListenOptions, admit: Callable[[str, EarlyCall], bool] | None) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
+def _http2(options: ListenOptions, admit: Callable[[str, EarlyCall], bool] | None, inflight: Inflight | None) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
     def admitted(call: Any) -> bool:  # noqa: ANN401  (our transport's own)
         assert admit is not None
         return admit(call.head.path.decode("latin-1"), call)
@@ -97,13 +101,15 @@ def _http2(options: ListenOptions, admit: Callable[[str, EarlyCall], bool] | Non
             max_concurrent_calls=options.max_calls or None,
             request_timeout_s=options.request_timeout_s or math.inf,
             admit=None if admit is None else admitted,
+            inflight=inflight,
             reuse_port=options.reuse_port,
         )
     )
 
 
-def _grpcio(options: ListenOptions) -> Any:  # noqa: ANN401
+def _grpcio(options: ListenOptions, inflight: Inflight | None) -> Any:  # noqa: ANN401
     return grpc.aio.server(
+        interceptors=() if inflight is None else (CountCalls(inflight),),
         maximum_concurrent_rpcs=options.max_calls or None,
         options=(
             *_NO_PING_STRIKES,

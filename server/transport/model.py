@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from engines.validation import RequestChecker, RequestLimits
 from server.cache.cached import CachedInference
 from server.pb.model_config_pb2 import ModelConfig
 from server.telemetry.meter import ModelMeter
+from server.watch.watcher import Watched
 
 
 class Engines(Inference, Protocol):
@@ -63,6 +64,10 @@ class ServedModel:
     """The same, where nothing above it has to see each request: whole answers may then be repeated."""
     split_key: str = ""
     """Metadata key whose value a rollout splits the callers of this model by; empty without such a rollout."""
+    watched: Watched | None = None
+    """What watches the requests and answers, where anything does."""
+    unwatch: Callable[[], Awaitable[None]] | None = None
+    """Ends the watch."""
     checker: RequestChecker = field(init=False)
     outputs: Mapping[str, TensorSpec] = field(init=False)
 
@@ -73,6 +78,8 @@ class ServedModel:
     async def close(self) -> None:
         """Free the engines; borrowers have left by now."""
         await self.engines.close()
+        if self.unwatch is not None:
+            await self.unwatch()
 
     def deadline(self, now: float, left_s: float | None, parameters: Parameters) -> float:
         """When the answer is worth nothing any more, on the clock that `now` is read from.

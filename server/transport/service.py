@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVa
 from google.protobuf import json_format
 from grpc import StatusCode
 
-from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Unsupported
+from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Overloaded, Unsupported
 from engines.request import InferRequest, Origin
 from server.access.caller import TENANT
 from server.cache.key import ORIGIN
@@ -24,6 +24,7 @@ from server.rollout.context import SPLIT
 from server.telemetry.context import METHOD
 from server.telemetry.meter import UnroutedMeter
 from server.transport.codec import OutputPlan, read_inputs, read_outputs, read_parameters, write_response
+from server.transport.inflight import RETRY_AFTER_S, TEXT, Inflight
 from server.transport.model import ServedModel, priority_of
 from server.transport.shared_memory import SystemSharedMemory
 from server.transport.status import Metadata, StatusCodes, text_of, trailers_of
@@ -149,8 +150,8 @@ class Answer(NamedTuple):
     origin: Origin
 
 
-_Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse]] | None]"
-"""Of one stream, in the order of its requests; None at the end."""
+_Answers: TypeAlias = "asyncio.Queue[tuple[pb.ModelInferRequest, asyncio.Task[pb.ModelInferResponse], int] | None]"
+"""Of one stream, in the order of its requests, with the bytes that they count for; None at the end."""
 
 
 class Aborting(Protocol):
@@ -192,6 +193,8 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._logs = logs
         self._options = options
         self._tenanted = bool(options.tenant_key) or options.callers_are_tenants
+        self.inflight: Inflight | None = None
+        """Counts the requests of streams; those of unary calls the transport counts itself. None: nothing counts."""
 
     # ---- inference
 
@@ -216,19 +219,11 @@ class InferenceService(GRPCInferenceServiceServicer):
         ending = asyncio.create_task(self._end_stream(reader, answers))
         try:
             while (item := await answers.get()) is not None:
-                request, task = item
+                request, task, held = item
                 try:
-                    response = await task
-                except Exception as error:  # noqa: BLE001  (as in ModelInfer)
-                    if as_status:
-                        await self.abort(context, error, request.id)
-                    failure = pb.ModelStreamInferResponse(error_message=text_of(_known(error), request.id))
-                    failure.infer_response.id = request.id
-                    yield failure
-                    continue
-                if FINAL_WANTED in request.parameters and request.parameters[FINAL_WANTED].bool_param:
-                    response.parameters["triton_final_response"].bool_param = True
-                yield pb.ModelStreamInferResponse(infer_response=response)
+                    yield await self._stream_answer(request, task, context, as_status)
+                finally:
+                    self._release(held)
             if reader.cancelled():
                 await self.abort(context, Draining(GOING_AWAY))
             await reader
@@ -238,17 +233,46 @@ class InferenceService(GRPCInferenceServiceServicer):
             while not answers.empty():
                 if (left := answers.get_nowait()) is not None:
                     left[1].cancel()
+                    self._release(left[2])
+
+    async def _stream_answer(
+        self, request: pb.ModelInferRequest, task: asyncio.Task[pb.ModelInferResponse], context: Call, as_status: bool
+    ) -> pb.ModelStreamInferResponse:
+        try:
+            response = await task
+        except Exception as error:  # noqa: BLE001  (as in ModelInfer)
+            if as_status:
+                await self.abort(context, error, request.id)
+            failure = pb.ModelStreamInferResponse(error_message=text_of(_known(error), request.id))
+            failure.infer_response.id = request.id
+            return failure
+        if FINAL_WANTED in request.parameters and request.parameters[FINAL_WANTED].bool_param:
+            response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
+
+    def _take(self, request: pb.ModelInferRequest) -> int | None:
+        """Count a stream's request; the bytes to release once its answer is on its way, None where it is too much."""
+        if self.inflight is None:
+            return 0
+        size = request.ByteSize()
+        return size if self.inflight.take(size) else None
+
+    def _release(self, held: int) -> None:
+        if self.inflight is not None:
+            self.inflight.release(held)
 
     async def _read_stream(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Call, answers: _Answers
     ) -> None:
         try:
             async for request in requests:
-                task = asyncio.create_task(self._infer(request, context))
+                held = self._take(request)
+                task = asyncio.create_task(_too_much() if held is None else self._infer(request, context))
                 try:
-                    await answers.put((request, task))
+                    await answers.put((request, task, held or 0))
                 except asyncio.CancelledError:
                     task.cancel()
+                    self._release(held or 0)
                     raise
         except Exception:
             await answers.put(None)
@@ -272,9 +296,8 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def answer(self, request: pb.ModelInferRequest, context: Call) -> Answer:
         """Answer one request, or raise what stands in the way."""
+        # A server that drains still answers what its transport took: who sent it could not know yet.
         try:
-            if self._lifecycle.draining:
-                raise Draining(GOING_AWAY)
             borrowed = self._models.borrow(request.model_name, request.model_version)
         except InferError as error:
             self._unrouted.refused(error)
@@ -541,6 +564,9 @@ async def abort_call(context: Call, error: Exception, codes: StatusCodes, reques
 def _known(error: Exception) -> InferError:
     if isinstance(error, InferError):
         return error
+    if isinstance(error, MemoryError):
+        log.error("out of memory for a request: %s", error)
+        return Overloaded("the server has no memory for this request")
     log.error("a call failed in the server", exc_info=error)
     return EngineFailed(f"internal error: {type(error).__name__}")
 
@@ -548,6 +574,10 @@ def _known(error: Exception) -> InferError:
 def _tenant(context: Call, key: str) -> str:
     """Who was authenticated; else what the metadata says, where it is asked."""
     return TENANT.get() or (_metadata(context, key) if key else "")
+
+
+async def _too_much() -> NoReturn:
+    raise Overloaded(TEXT, retry_after_s=RETRY_AFTER_S)
 
 
 def _metadata(context: Call, key: str) -> str:

@@ -67,6 +67,12 @@ class StatusCodes(enum.Enum):
 
 Metadata = tuple[tuple[str, str], ...]
 
+RETRY_AT_MOST_S: Final = 3600.0
+"""No hint is longer: clients read it as a 32-bit number of milliseconds."""
+
+RETRYABLE: Final[Metadata] = (("retryable", "true"),)
+"""The fault was not the request's: the same request may well succeed again, here later or on another replica now."""
+
 
 def text_of(error: InferError, request_id: str = "") -> str:
     """What the caller reads."""
@@ -74,15 +80,17 @@ def text_of(error: InferError, request_id: str = "") -> str:
 
 
 def trailers_of(error: InferError) -> Metadata:
-    """Hints for clients that retry: when to, and whether it can help."""
-    if isinstance(error, Overloaded) and error.retry_after_s is not None:
-        return retry_after(error.retry_after_s)
-    if isinstance(error, EngineFailed) and error.retryable:
-        return (("retryable", "true"),)
+    """Hints for clients that retry: whether it can help, and when to."""
+    if isinstance(error, Overloaded):
+        if error.retry_after_s is None:
+            return RETRYABLE
+        return (*RETRYABLE, *retry_after(error.retry_after_s))
+    if isinstance(error, Draining) or (isinstance(error, EngineFailed) and error.retryable):
+        return RETRYABLE
     return ()
 
 
 def retry_after(wait_s: float) -> Metadata:
     """When to come back, as clients read it."""
-    wait_ms = str(max(1, round(wait_s * 1e3)))
+    wait_ms = str(max(1, round(min(wait_s, RETRY_AT_MOST_S) * 1e3)))
     return (("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))

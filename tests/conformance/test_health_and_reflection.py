@@ -82,7 +82,7 @@ def reflect(channel: grpc.Channel, **asked: str) -> Any:
 
 def test_reflection_describes_all_services(channel: grpc.Channel) -> None:
     listed = {service.name for service in reflect(channel, list_services="").list_services_response.service}
-    ours = {SERVICE, "kairos.v1.Cache", "kairos.v1.Rollout", "kairos.v1.Traffic"}
+    ours = {SERVICE, *(f"kairos.v1.{name}" for name in ("Cache", "Feedback", "Rollout", "Traffic", "Watch"))}
     assert listed == ours | {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     for service in listed:
         files = [

@@ -47,7 +47,7 @@ def test_panels_do_not_overlap(file: Path) -> None:
 
 def test_identifiers_are_unique() -> None:
     boards = [json.loads(file.read_text()) for file in (GRAFANA / "dashboards").glob("*.json")]
-    assert len({board["uid"] for board in boards}) == len(boards) == 5
+    assert len({board["uid"] for board in boards}) == len(boards) == 6
     for board in boards:
         identifiers = [panel["id"] for panel in board["panels"]]
         assert len(set(identifiers)) == len(identifiers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_a_disk_that_refuses_is_only_logged(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         save_costs(tmp_path / "costs" / "model.json", CostModel(8))
     assert "cannot be written" in caplog.text
+
+
+def test_what_a_full_disk_took_of_a_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, text: str) -> int:
+        path.write_bytes(text.encode()[:5])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    save_costs(tmp_path / "model.json", CostModel(8))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_times_every_size_it_can_afford() -> None:

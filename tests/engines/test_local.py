@@ -16,7 +16,7 @@ import pytest
 
 from engines.backends.fake import FakeEngine, fake_spec
 from engines.engine import Engine
-from engines.errors import DeadlineExceeded, Draining, EngineDied, EngineFailed, InferError, Overloaded
+from engines.errors import DeadlineExceeded, Draining, EngineDied, EngineFailed, EngineHung, InferError, Overloaded
 from engines.local import LocalInference
 from engines.pool import EnginePool
 from engines.request import InferRequest, InferResponse
@@ -205,6 +205,32 @@ async def test_nobody_is_tried_more_than_twice(bench: Bench) -> None:
             await task
         assert failure.value.retryable
     assert len(bench.pool.batches) == 3
+
+
+@on_bench()
+async def test_a_batch_that_hung_is_not_tried_again_by_the_server(bench: Bench) -> None:
+    tasks = bench.start(ask("a"), ask("b"))
+    await turn()
+    bench.pool.finish(error=EngineHung("no end"))
+    for task in tasks:
+        with pytest.raises(EngineFailed, match="model 'fake' version 1 failed: no end") as failure:
+            await task
+        assert failure.value.retryable
+    assert bench.pool.batches == [["a", "b"]]
+
+
+@on_bench()
+async def test_out_of_memory_the_members_are_tried_alone_and_may_try_again(bench: Bench) -> None:
+    tasks = bench.start(ask("a", (1,)), ask("b", (2,)))
+    await turn()
+    bench.pool.finish(error=MemoryError("out of memory"))
+    await turn()
+    bench.pool.finish("a")
+    bench.pool.finish("b", error=MemoryError("out of memory"))
+    assert numbers(await tasks[0]) == [2]
+    with pytest.raises(EngineFailed, match="out of memory") as failure:
+        await tasks[1]
+    assert failure.value.retryable
 
 
 @on_bench()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 
@@ -11,11 +12,12 @@ import pytest
 from engines import pool as pool_module
 from engines.backends.fake import FakeEngine, fake_spec
 from engines.engine import Engine
-from engines.errors import EngineDied
+from engines.errors import EngineDied, EngineHung
 from engines.pool import EnginePool, PoolStatistics
+from engines.watchdog import HungEngines, Patience, Watch
 from engines.worker import Job, Outcome
 from tests.support.fakes import Gate, until
-from tests.support.virtual import ask
+from tests.support.virtual import ask, run_virtual
 
 SPEC = fake_spec()
 JOB = Job((ask("a", (1, 2)),), 2, ("y",))
@@ -204,3 +206,137 @@ def test_giving_up_an_opening_leaves_no_thread_behind(no_thread_is_left: Callabl
 
     asyncio.run(main())
     no_thread_is_left()
+
+
+class Clocks:
+    """Engines that hang at a gate, in a pool with a watchdog, in virtual time."""
+
+    def __init__(self, patience: Patience, expected_s: float = 0.0, count: int = 1) -> None:
+        self.gate = Gate(shut=True)
+        self.engines = Engines(before=self.gate)
+        self.alarms: list[int] = []
+        self.hung = HungEngines(patience, lambda: self.alarms.append(self.hung.count))
+        self.pool = EnginePool(self.engines, count, "fake", watch=Watch(self.hung, lambda _: expected_s))
+        self.loop = asyncio.get_running_loop()
+
+    def submit(self) -> asyncio.Future[Outcome]:
+        done: asyncio.Future[Outcome] = self.loop.create_future()
+        self.pool.submit(JOB, done.set_result)
+        return done
+
+    async def run(self) -> Outcome:
+        """Submit a job and see its end while time stands still."""
+        done = self.submit()
+        await until(done.done)
+        return done.result()
+
+
+def test_an_execution_that_hangs_is_given_up_and_its_engine_replaced(no_thread_is_left: Callable[[], None]) -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=60))
+        pool, gate, engines = clocks.pool, clocks.gate, clocks.engines
+        await pool.open()
+        freed = asyncio.Event()
+        pool.freed = freed.set
+        began = clocks.loop.time()
+        outcome = await clocks.submit()
+        assert isinstance(outcome.error, EngineHung)
+        assert outcome.died
+        assert str(outcome.error) == "an execution of 2 row(s) had not ended after 60.0 s"
+        assert clocks.loop.time() == pytest.approx(began + 60)
+        assert repr(pool) == "<EnginePool fake [engines: 0 busy, 0 idle, 1 missing | 1 hung]>"
+        await freed.wait()
+        assert pool.statistics() == PoolStatistics(busy=0, idle=1, missing=0, replaced=1, hung=1)
+        assert not clocks.alarms
+        gate.open()
+        assert (await clocks.run()).error is None
+        await until(lambda: engines.opened[0].closed)
+        assert pool.statistics() == PoolStatistics(busy=0, idle=1, missing=0, replaced=1, hung=0)
+        assert clocks.hung.count == 0
+        await pool.close()
+
+    run_virtual(main)
+    no_thread_is_left()
+
+
+def test_an_execution_may_take_many_times_what_it_is_expected_to() -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=1, factor=20), expected_s=5.0)
+        await clocks.pool.open()
+        began = clocks.loop.time()
+        assert isinstance((await clocks.submit()).error, EngineHung)
+        assert clocks.loop.time() == pytest.approx(began + 100)
+        clocks.gate.open()
+        await clocks.pool.close()
+
+    run_virtual(main)
+
+
+def test_the_watchdog_has_one_timer_while_engines_work_and_none_when_they_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=10), count=2)
+        looks: list[float] = []
+        look = clocks.pool._look
+        monkeypatch.setattr(clocks.pool, "_look", lambda: (looks.append(clocks.loop.time()), look()))
+        clocks.gate.open()
+        await clocks.pool.open()
+        for _ in range(50):
+            await asyncio.gather(clocks.run(), clocks.run())
+        assert clocks.pool._alarm is not None
+        began = clocks.loop.time()
+        await asyncio.sleep(30)
+        assert looks == [pytest.approx(began + 10)]
+        assert clocks.pool._alarm is None
+        await clocks.run()
+        assert clocks.pool._alarm is not None
+        await clocks.pool.close()
+
+    run_virtual(main)
+
+
+def test_beyond_what_the_process_bears_the_alarm_goes_off_and_nothing_is_replaced_until_one_comes_back() -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=10, max_hung=1))
+        pool = clocks.pool
+        await pool.open()
+        await clocks.submit()
+        await until(lambda: pool.has_idle)
+        assert not clocks.alarms
+        await clocks.submit()
+        assert clocks.alarms == [2]
+        assert pool.statistics() == PoolStatistics(busy=0, idle=0, missing=1, replaced=1, hung=2)
+        clocks.gate.open(1)
+        await until(lambda: pool.has_idle)
+        assert pool.statistics() == PoolStatistics(busy=0, idle=1, missing=0, replaced=2, hung=1)
+        clocks.gate.open()
+        await pool.close()
+
+    run_virtual(main)
+
+
+def test_closing_does_not_wait_for_what_was_given_up() -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=10))
+        await clocks.pool.open()
+        await clocks.submit()
+        await clocks.pool.close()
+        clocks.gate.open()
+        await until(lambda: clocks.engines.opened[0].closed)
+
+    run_virtual(main)
+
+
+def test_without_a_bound_nothing_is_given_up() -> None:
+    async def main() -> None:
+        clocks = Clocks(Patience(floor_s=math.inf))
+        await clocks.pool.open()
+        done = clocks.submit()
+        await asyncio.sleep(1e6)
+        assert not done.done()
+        clocks.gate.open()
+        assert (await done).error is None
+        await clocks.pool.close()
+
+    run_virtual(main)

@@ -58,7 +58,7 @@ class Load:
         request = pb.ModelInferRequest(model_name=model)
         datatype = "INT64" if model == "fragile" else "FP32"
         request.inputs.add(
-            name="x0" if model in ("quick", "cached") else "x", datatype=datatype, shape=list(value.shape)
+            name="x0" if model in ("quick", "cached", "watched") else "x", datatype=datatype, shape=list(value.shape)
         )
         request.raw_input_contents.append(value.tobytes())
         if patience_us:
@@ -79,6 +79,8 @@ class Load:
             await asyncio.gather(*(self.call("quick", row) for _ in range(CALLS)))
             for _ in range(20):
                 await self.call("cached", row)
+            for value in range(120):
+                await self.call("watched", np.full((1, 4), value % 7, np.float32))
             await asyncio.gather(*(self.call("quick", np.ones((1, 5), np.float32)) for _ in range(20)))
             await asyncio.gather(*(self.call("unknown", row) for _ in range(5)))
             await asyncio.gather(*(self.call("fragile", np.array([[9]])) for _ in range(3)))
@@ -128,6 +130,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     cache = "max_batch_size: 8\nresponse_cache { enable: true }\n"
     onnx_models.write(repository, "cached", config=f"{cache}{ONE_ENGINE}")
     queue = "default_queue_policy { max_queue_size: 2 allow_timeout_override: true }"
+    watch = 'sample_rate: 1 window_rows: 30 learn_rows: 40 look_milliseconds: 1 tensor { name: "y0" kind: KIND_LOGITS }'
+    onnx_models.write(
+        repository, "watched", config=f"max_batch_size: 8\nwatch {{ enable: true {watch} }}\n{ONE_ENGINE}"
+    )
     # First come, first served, so that some expire in the queue: by deadline they would be refused at once.
     config = f"max_batch_size: 1\ndynamic_batching {{ policy: FIFO {queue} }}\n{ONE_ENGINE}"
     onnx_models.write(repository, "slow", config=config, proto=onnx_models.slow())

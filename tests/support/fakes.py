@@ -30,6 +30,7 @@ from server.telemetry.assembly import NO_TRACING, Telemetry
 from server.telemetry.logs import LogOptions, Logs
 from server.telemetry.meter import ModelMeter
 from server.telemetry.traces import TraceOptions
+from server.transport.inflight import Inflight
 from server.transport.listen import ListenOptions, TransportKind, create_server
 from server.transport.model import ServedModel
 from server.transport.repository import IndexLine
@@ -177,14 +178,16 @@ async def fake_server(
     *models: ServedModel,
     transport: TransportKind = TransportKind.HTTP2,
     status_codes: StatusCodes = StatusCodes.KAIROS,
+    inflight: Inflight | None = None,
 ) -> AsyncIterator[FakeServer]:
     """Serve these models; at the end the server stops, the models are closed, and no task may be left."""
-    listener, port = create_server(ListenOptions(port=0, transport=transport))
+    listener, port = create_server(ListenOptions(port=0, transport=transport), inflight)
     found = FakeModels({(model.spec.name, str(model.spec.version)): model for model in models})
     lifecycle, regions = Lifecycle(), SystemSharedMemory()
     telemetry, logs = quiet_telemetry(), Logs(LogOptions())
     options = ServiceOptions(version="test", status_codes=status_codes)
     service = InferenceService(found, lifecycle, regions, telemetry, logs, options)
+    service.inflight = inflight
     add_GRPCInferenceServiceServicer_to_server(service, listener)  # type: ignore[no-untyped-call]
     await listener.start()
     lifecycle.advance(Phase.SERVING)

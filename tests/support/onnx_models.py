@@ -166,3 +166,35 @@ def counter() -> onnx.ModelProto:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return model(graph)
+
+
+def hungry() -> onnx.ModelProto:
+    """`y` is the integer `x` [batch, 1], after a tensor of the largest `x` floats has been made."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", 1])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Reshape", ["most", "one"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["nothing"], keepdims=0),
+        helper.make_node("Cast", ["x"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["number", "nothing"], ["y"]),
+    ]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    return model(helper.make_graph(nodes, "hungry", inputs, outputs, [one]))
+
+
+def padded(size: int) -> onnx.ModelProto:
+    """`y = x` on rows of 4, with weights of `size` bytes that no optimiser can do without."""
+    constants = {"weights": np.zeros(size // 4, np.float32), "zero": np.array(0.0, np.float32)}
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "zero"], ["none"]),
+        helper.make_node("Cast", ["none"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["weights", "index"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    return model(helper.make_graph(nodes, "padded", [x], [y], weights))

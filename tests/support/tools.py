@@ -1,4 +1,4 @@
-"""Programs that some tests run: found, or the test says what installs them.
+"""Programs and libraries that some tests run: found, or the test says what installs them.
 
 Without the program a test fails in CI, so that nothing is ever left out there; elsewhere it is skipped, with the reason
 in the summary, so that `make test` needs nothing but Python.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
@@ -21,7 +21,19 @@ def program(name: str, remedy: str = "`make conformance` builds it (needs Go)") 
     found = shutil.which(name, path=f"{FOLDER}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is not None:
         return found
-    reason = f"{name} is missing: {remedy}"
+    return _missing(f"{name} is missing: {remedy}")
+
+
+def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def library(name: str, remedy: str) -> str:
+    """The path of a shared library that programs are started with."""
+    folders = [Path(part) for part in os.environ.get("KAIROS_TEST_LIBRARIES", "").split(os.pathsep) if part]
+    for folder in (*folders, Path("/usr/lib"), Path("/usr/local/lib")):
+        if (found := next(folder.rglob(name), None)) is not None:
+            return str(found)
+    return _missing(f"{name} is missing: {remedy}")

@@ -63,6 +63,12 @@ declared = settings(
         help="Share the port with other server processes.",
     ),
     declare(
+        "--drain-delay-secs",
+        default=0.0,
+        type=click.FloatRange(min=0),
+        help="How long after SIGTERM new calls are still taken, with readiness off, so that balancers notice first.",
+    ),
+    declare(
         "--exit-timeout-secs",
         default=30.0,
         type=click.FloatRange(min=0),
@@ -110,6 +116,12 @@ declared = settings(
         type=click.FloatRange(min=0),
         help="Longest wait for a unary request to arrive, up to twice that. Only with our own transport. 0: for ever.",
     ),
+    declare(
+        "--max-inflight-mb",
+        default=256,
+        type=click.IntRange(min=0),
+        help="Requests and answers held at a time, in MiB; more are refused. 0: no bound.",
+    ),
 )
 
 
@@ -120,6 +132,7 @@ def listen_options(values: dict[str, Any]) -> ListenOptions:
         port=values["grpc_port"],
         transport=TransportKind(values["transport"]),
         max_message_bytes=values["max_message_mb"] << 20,
+        max_inflight_bytes=values["max_inflight_mb"] << 20 or None,
         tls=tls_of(values),
         reuse_port=values["reuse_port"],
         max_connections=values["max_connections"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import rich_click as click
 from engines.errors import LoadFailed
 from engines.repository.manager import ControlMode, RepositoryOptions
 from engines.repository.sources.opening import SourceOptions, check, is_remote
+from engines.watchdog import Patience
 from server.cli.settings import in_panel, settings
 
 declare: Final = in_panel("Models")
@@ -81,6 +83,18 @@ declared = settings(
         help="Leave when a model fails to load.",
     ),
     declare(
+        "--engine-timeout-secs",
+        default=60.0,
+        type=click.FloatRange(min=0),
+        help="An execution that takes longer, and 20 times as long as expected, counts as hung. 0: none ever does.",
+    ),
+    declare(
+        "--max-hung-engines",
+        default=3,
+        type=click.IntRange(min=0),
+        help="With more hung engines than this the server drains and ends with status 3, to be started anew.",
+    ),
+    declare(
         "--cache-dir",
         type=click.Path(file_okay=False, path_type=Path),
         default=default_cache_dir,
@@ -140,3 +154,8 @@ def source_options(values: dict[str, Any]) -> SourceOptions:
         signing_keys=tuple(values["model_signing_key"]),
         parallel=values["source_parallel"],
     )
+
+
+def patience(values: dict[str, Any]) -> Patience:
+    """The settings of the watchdog."""
+    return Patience(floor_s=values["engine_timeout_secs"] or math.inf, max_hung=values["max_hung_engines"])

@@ -25,6 +25,7 @@ from server.transport.http2.messages import (
 )
 from server.transport.http2.metadata import Metadata, MetadataLike, encode_metadata, percent_encode
 from server.transport.http2.sender import RESPONSE_BLOCK
+from server.transport.inflight import TEXT, TRAILERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from server.transport.http2.options import Options
     from server.transport.http2.requests import RequestHead
     from server.transport.http2.streams import Stream
+    from server.transport.inflight import Inflight
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ _WRITES_IN_A_ROW: Final = 32
 
 _LANDING_BYTES: Final = 8 * 1024
 """Less than this is not worth a read of its own into the message's memory."""
+
+_STREAM_BYTES: Final = 64 * 1024
+"""So much may wait for a handler that reads a stream, however much the server holds."""
 
 _STATUS: Final = {code: literal(b"grpc-status", str(code.value[0]).encode()) for code in grpc.StatusCode}
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -85,9 +90,35 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     """
 
     __slots__ = (
-        "_aborted", "_assembler", "_callbacks", "_cancelled", "_code", "_compress_next", "_connection", "_details",
-        "_encoding", "_ended", "_head_sent", "_lingers", "_messages", "_over", "_reader", "_stream", "_trailing",
-        "_unread", "_writer", "_writes", "deadline", "entered", "head", "host", "method", "task",
+        "_aborted",
+        "_assembler",
+        "_callbacks",
+        "_cancelled",
+        "_code",
+        "_compress_next",
+        "_connection",
+        "_counted",
+        "_details",
+        "_encoding",
+        "_ended",
+        "_head_sent",
+        "_inflight",
+        "_lingers",
+        "_messages",
+        "_over",
+        "_reader",
+        "_stream",
+        "_trailing",
+        "_unread",
+        "_working",
+        "_writer",
+        "_writes",
+        "deadline",
+        "entered",
+        "head",
+        "host",
+        "method",
+        "task",
     )  # fmt: skip
 
     def __init__(self, host: Host, stream: Stream, head: RequestHead, method: Method) -> None:
@@ -103,6 +134,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Whether that task has begun: cancelled sooner, it would not even see how the call ended."""
         self._messages: deque[bytes] | None = None  # received, not yet read
         self._unread = 0
+        self._inflight = host.options.inflight
+        self._counted = 0  # bytes of this call that `_inflight` has
+        self._working = 0  # bytes of the one request that the handler works on
         self._assembler: Assembler | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -133,7 +167,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._assembler is None and size >= 0:
             flag, length = PREFIX.unpack_from(view)
             if length == size and flag == 0 and size <= self.host.options.max_receive_message_bytes:
-                self._message(view[PREFIX_BYTES:].tobytes(), ended)
+                self._message(view[PREFIX_BYTES:].tobytes())
+                if self._inflight is not None and not self._count(self._inflight):
+                    return
+                if ended:
+                    self._body_ended()
                 return
         self._pieces(view, ended)
 
@@ -150,10 +188,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         try:
             for message in self._assembler.landed(size):
                 self._connection.buffered_bytes -= held
-                self._message(message, False)
+                self._message(message)
         except MessageFault as fault:
             self._connection.buffered_bytes -= held
             self.fail(fault.code, fault.details)
+            return
+        if self._inflight is not None and not self._count(self._inflight):
             return
         if ended:
             self._body_ended()
@@ -180,7 +220,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         held = assembler.held_bytes
         try:
             for message in assembler.feed(view):
-                self._message(message, False)
+                self._message(message)
         except MessageFault as fault:
             connection.buffered_bytes -= held
             self.fail(fault.code, fault.details)
@@ -188,12 +228,14 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         connection.buffered_bytes += assembler.held_bytes - held
         if connection.buffered_bytes > self.host.options.limits.max_buffered_bytes:
             self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many request bytes wait on this connection")
+        elif self._inflight is not None and not self._count(self._inflight):
+            return
         elif ended:
             self._body_ended()
         else:
             self._replenish()
 
-    def _message(self, message: bytes, ended: bool) -> None:
+    def _message(self, message: bytes) -> None:
         """One whole request message."""
         if self._over:
             return
@@ -205,8 +247,25 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._connection.buffered_bytes += len(message)
         if self._reader is not None:
             _wake(self._reader)
-        if ended:
-            self._body_ended()
+
+    def _count(self, inflight: Inflight) -> bool:
+        """Bring the server's count in line with what this call holds. False where that is too much: the call is over.
+
+        A unary request counts until its handler has ended; those of a stream only until they are read, and a little of
+        them is always taken, since their handler can refuse one and go on with the next.
+        """
+        held = self._unread + self._working
+        if self._assembler is not None:
+            held += self._assembler.held_bytes
+        more = held - self._counted
+        if more <= 0 or (self.method.starts_at_once and held <= _STREAM_BYTES):
+            inflight.add(more)
+        elif not inflight.take(more):
+            self._trailing = TRAILERS
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, TEXT)
+            return False
+        self._counted = held
+        return True
 
     def _body_ended(self) -> None:
         self._ended = True
@@ -249,6 +308,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         message = messages.popleft()
         self._unread -= len(message)
         self._connection.buffered_bytes -= len(message)
+        if self._inflight is not None:
+            if self.method.starts_at_once:
+                self._count(self._inflight)
+            else:
+                self._working = len(message)
         if not self._ended and self._stream.receive_window <= self.host.options.limits.stream_window_bytes // 2:
             self._replenish()
         deserialize = self.method.deserialize
@@ -312,6 +376,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """The handler has returned, whatever became of the call."""
         if self._lingers:
             self._connection.lingering -= 1
+        if self._aborted is not None:  # a cycle by way of its frames, which hold the request until it is collected
+            self._aborted.__traceback__ = self._aborted.__context__ = None
+        if self._inflight is not None:
+            self._working = 0
+            self._count(self._inflight)
         self.host.call_settled(self)
 
     def _close(self, *, abandon: bool = False) -> None:
@@ -327,6 +396,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._assembler is not None:
             connection.buffered_bytes -= self._assembler.held_bytes
             self._assembler = None
+        if self._inflight is not None:
+            self._count(self._inflight)
         if abandon and self.task is not None:
             self._lingers = True
             connection.lingering += 1

@@ -46,6 +46,11 @@ def too_large(size: int, limit: int) -> MessageFault:
     )
 
 
+def no_memory(size: int) -> MessageFault:
+    """The fault of a message of `size` bytes that the process has no memory for."""
+    return MessageFault(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server has no memory for a message of {size} bytes")
+
+
 def compress(encoding: bytes, data: bytes) -> bytes:
     """The message `data` as it travels under `encoding`, one of `ENCODINGS`."""
     return _COMPRESS[encoding](data)
@@ -141,11 +146,17 @@ class Assembler:
         if size > self._limit:
             raise too_large(size, self._limit)
         self._compressed = flag == 1
-        self._message = bytearray(size)
+        try:
+            self._message = bytearray(size)
+        except MemoryError:
+            raise no_memory(size) from None
         self._filled = 0
 
     def _finish(self, message: bytearray) -> bytes:
         self._message = None
         self._filled = 0
-        data = bytes(message)
-        return decompress(self._encoding, data, self._limit) if self._compressed else data
+        try:
+            data = bytes(message)
+            return decompress(self._encoding, data, self._limit) if self._compressed else data
+        except MemoryError:
+            raise no_memory(len(message)) from None

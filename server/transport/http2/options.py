@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from server.transport.http2.limits import Limits
+from server.transport.inflight import Inflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,8 @@ class Options:
     """Age at which a connection is drained, give or take a tenth. math.inf: never."""
     max_connection_age_grace_s: float = math.inf
     """How long its calls may then go on before they are cancelled. math.inf: until they end."""
+    inflight: Inflight | None = None
+    """Counts the bytes of all connections; beyond its limit requests get RESOURCE_EXHAUSTED. None: no such bound."""
     reuse_port: bool = False
     """Whether other processes may listen on the same port (SO_REUSEPORT), sharing its connections."""
     backlog: int = 1024

@@ -19,6 +19,8 @@ from server.transport.http2.streams import AFTER_WE_ENDED, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.transport.inflight import Inflight
+
 FLUSH_BYTES: Final = 256 * 1024
 """How much waiting payload is made ready for one write."""
 
@@ -51,6 +53,7 @@ class Sender:
         "chunks",
         "corked",
         "frames",
+        "inflight",
         "initial_window",
         "max_frame_size",
         "queued_bytes",
@@ -74,6 +77,8 @@ class Sender:
         self.max_frame_size = frames.DEFAULT_FRAME_SIZE
         self.queued_bytes = 0
         """Payload that waits, in all streams."""
+        self.inflight: Inflight | None = None
+        """Counts the payload that waits, too."""
         self.frames = 0
         """HEADERS and DATA frames sent: what the peer may well answer with frames of its own."""
 
@@ -167,6 +172,8 @@ class Sender:
         stream.queue.extend([memoryview(part) for part in parts if part])
         stream.queued_bytes += size
         self.queued_bytes += size
+        if self.inflight is not None:
+            self.inflight.add(size)
         if last:
             stream.trailers = NO_TRAILERS
         if stream.send_window > 0:
@@ -184,6 +191,8 @@ class Sender:
         """The stream is gone: forget what it wanted to send."""
         self._waiting.pop(stream, None)
         self.queued_bytes -= stream.queued_bytes
+        if self.inflight is not None:
+            self.inflight.release(stream.queued_bytes)
         stream.queued_bytes = 0
         stream.queue = None
         stream.trailers = None
@@ -246,6 +255,8 @@ class Sender:
         self.chunks += parts
         stream.queued_bytes -= size
         self.queued_bytes -= size
+        if self.inflight is not None:
+            self.inflight.release(size)
         self._announce()
         if last:
             self._ended(stream)

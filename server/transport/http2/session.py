@@ -47,6 +47,7 @@ class Session(asyncio.BufferedProtocol):
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.deadlines: Deadlines[Call] = server.deadlines
         self.connection = Connection(self, server.options.limits)
+        self.connection.sender.inflight = server.options.inflight
         self.peer = ""
         self.host = ""
         """The client's address without its port; empty for a socket of the file system."""
@@ -57,6 +58,7 @@ class Session(asyncio.BufferedProtocol):
         self._buffer = server.receive_buffer
         self._tail = b""  # an unfinished frame
         self._landing = False
+        self._jammed_bytes = 0  # what the socket held when it took no more
         self._stuck_at: float | None = None  # since when the unfinished frame has made no progress
         self._auth: Mapping[str, Sequence[bytes]] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -95,6 +97,7 @@ class Session(asyncio.BufferedProtocol):
             timer.cancel()
         self._timers.clear()
         self.connection.lost()
+        self._unjam()
         self._server.session_closed(self)
         self._transport = None
 
@@ -138,12 +141,21 @@ class Session(asyncio.BufferedProtocol):
         self.connection.sender.cork()
         if self._transport is not None:
             self._transport.pause_reading()
+            if (inflight := self.options.inflight) is not None:
+                self._jammed_bytes = self._transport.get_write_buffer_size()
+                inflight.add(self._jammed_bytes)
         self._watch_progress()
 
     def resume_writing(self) -> None:
+        self._unjam()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
         self.connection.sender.uncork()
+
+    def _unjam(self) -> None:
+        if self._jammed_bytes and self.options.inflight is not None:
+            self.options.inflight.release(self._jammed_bytes)
+            self._jammed_bytes = 0
 
     # The connection's owner ------------------------------------------------------------
 

@@ -151,3 +151,24 @@ def test_the_digest_follows_the_values() -> None:
     first, second = (dataset_of({"x": ROWS + bump}, source="rows").digest for bump in (0, 1))
     assert first != second
     assert first == dataset_of({"x": ROWS.copy()}, source="elsewhere").digest
+
+
+def test_what_requests_may_hold_passes_as_served(tmp_path: Path) -> None:
+    table = pa.table({"age": [1.0, None, 3.0], "town": ["Ulm", "Köln", "Ulm"], "n": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    inputs = [
+        TensorSpec("age", DType.FP32, (1,)),
+        TensorSpec("town", DType.BYTES, (1,)),
+        TensorSpec("n", DType.INT64, (1,)),
+    ]
+    data = open_data(tmp_path / "d.parquet", inputs, as_served=True)
+    found = data.take(0, 3)
+    np.testing.assert_array_equal(found["age"], np.array([[1], [np.nan], [3]], np.float32))
+    assert found["town"].ravel().tolist() == [b"Ulm", "Köln".encode(), b"Ulm"]
+    assert found["n"].shape == (3, 1)
+    assert data.digest != open_data(tmp_path / "d.parquet", inputs[:1], as_served=True).digest
+    with pytest.raises(BuildFailed):
+        open_data(tmp_path / "d.parquet", inputs)
+    pq.write_table(pa.table({"town": ["Ulm", None]}), tmp_path / "d.parquet")
+    with pytest.raises(BuildFailed, match="'town' is not all numbers"):
+        open_data(tmp_path / "d.parquet", [TensorSpec("town", DType.FP32, (1,))], as_served=True)

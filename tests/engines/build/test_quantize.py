@@ -227,7 +227,9 @@ def test_every_scheme_runs_and_stays_close(name: str, processor: Processor, tmp_
     exact = run(prepared.model, rows, tmp_path)
     for scheme in (*schemes("cpu", processor), *schemes("tensorrt", processor)):
         keep = ["values", "d2"] if name == "perceptron" else []  # what networks.sensitive spoils on purpose
-        blurred = run(emit(prepared.model, table, scheme, keep), rows, tmp_path)
+        quantised = emit(prepared.model, table, scheme, keep)
+        onnx.checker.check_model(quantised)
+        blurred = run(quantised, rows, tmp_path)
         assert np.mean((exact - blurred) ** 2) < 0.05 * np.var(exact), scheme.name
 
 

@@ -10,7 +10,14 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from server.access.rpcs import EVERY_MODEL, RPCS, Group
-from server.pb import cache_pb2_grpc, grpc_service_pb2_grpc, rollout_pb2_grpc, traffic_pb2_grpc
+from server.pb import (
+    cache_pb2_grpc,
+    feedback_pb2_grpc,
+    grpc_service_pb2_grpc,
+    rollout_pb2_grpc,
+    traffic_pb2_grpc,
+    watch_pb2_grpc,
+)
 from tests.support.methods import Method, methods_of
 
 ADDED = {
@@ -18,6 +25,8 @@ ADDED = {
     "cache": cache_pb2_grpc.add_CacheServicer_to_server,
     "traffic": traffic_pb2_grpc.add_TrafficServicer_to_server,
     "rollout": rollout_pb2_grpc.add_RolloutServicer_to_server,
+    "watch": watch_pb2_grpc.add_WatchServicer_to_server,
+    "feedback": feedback_pb2_grpc.add_FeedbackServicer_to_server,
     "health": health_pb2_grpc.add_HealthServicer_to_server,
     "reflection": reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
 }

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from docs import make_settings
 from engines.errors import LoadFailed
 from engines.repository.manager import ControlMode
-from server.app import ServerOptions
+from server.app import Ending, ServerOptions
 from server.cli import cli
 from server.transport.listen import TransportKind
 from server.transport.status import StatusCodes
@@ -34,8 +34,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     ) -> tuple[Result, ServerOptions | None]:
         started: list[ServerOptions] = []
 
-        async def run(options: ServerOptions, _: object) -> None:
+        async def run(options: ServerOptions, _: object) -> Ending:
             started.append(options)
+            return Ending(threads_left=False, hopeless=False)
 
         monkeypatch.setattr(module, "run", run)
         command = ["serve", "--model-repository", str(tmp_path), *arguments]

@@ -21,7 +21,7 @@ LABELS = 'model="fake",version="1"'
 @dataclass
 class Engines:
     queue: QueueStatistics
-    pool: PoolStatistics = field(default_factory=lambda: PoolStatistics(busy=2, idle=1, missing=1, replaced=3))
+    pool: PoolStatistics = field(default_factory=lambda: PoolStatistics(busy=2, idle=1, missing=1, replaced=3, hung=2))
 
     def statistics(self) -> LocalStatistics:
         return LocalStatistics(self.queue, self.pool)
@@ -67,6 +67,7 @@ def test_everything_that_was_counted_is_exposed() -> None:
         f"kairos_queue_oldest_seconds{{{LABELS}}}": 2,
         'kairos_engines{model="fake",state="busy",version="1"}': 2,
         'kairos_engines{model="fake",state="missing",version="1"}': 1,
+        f"kairos_engines_hung{{{LABELS}}}": 2,
         f"kairos_engines_replaced_total{{{LABELS}}}": 3,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)

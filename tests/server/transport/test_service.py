@@ -15,6 +15,7 @@ from engines.scheduling.policy import Limits, QueuePolicy, TimeoutAction
 from server.lifecycle import Phase
 from server.pb import grpc_service_pb2 as pb
 from server.telemetry.meter import Outcome
+from server.transport.inflight import Inflight
 from server.transport.listen import TransportKind
 from server.transport.model import ServedModel
 from server.transport.status import StatusCodes
@@ -227,19 +228,22 @@ def test_a_stream_that_asks_for_the_status_ends_with_its_first_error(transport: 
 
 
 @both_transports
-def test_a_drain_lets_running_work_finish_and_refuses_the_new(transport: TransportKind) -> None:
+def test_a_drain_answers_what_was_sent_before_its_sender_could_know_of_it(transport: TransportKind) -> None:
     async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
         gate.shut()
         running = asyncio.ensure_future(server.stub.ModelInfer(request(5)))
         await gate.wait_arrival()
         server.lifecycle.advance(Phase.DRAINING)
-        error = await refusal(server.stub.ModelInfer(request(6, id="new")))
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert error.details() == "[request id: new] the server is shutting down"
+        crossing = asyncio.ensure_future(server.stub.ModelInfer(request(6)))
+        await until(lambda: waiting(model) == 1)
         assert not (await server.stub.ServerReady(pb.ServerReadyRequest())).ready
         assert (await server.stub.ServerLive(pb.ServerLiveRequest())).live
+        stopping = asyncio.ensure_future(server.transport.stop(60))
         gate.open()
-        assert value_of(await running) == 5
+        assert [value_of(await running), value_of(await crossing)] == [5, 6]
+        await stopping
+        error = await refusal(server.stub.ModelInfer(request(7)))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
 
     run(main, transport=transport)
 
@@ -296,6 +300,21 @@ def test_an_engine_that_dies_says_that_trying_again_may_help() -> None:
     run(main, engine={"dies_on": 1})
 
 
+def test_out_of_memory_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("server.transport.service.read_inputs", full)
+            error = await refusal(server.stub.ModelInfer(request()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("retryable", "true") in tuple(error.trailing_metadata())
+        assert value_of(await server.stub.ModelInfer(request(4))) == 4
+
+    run(main)
+
+
 @both_transports
 def test_a_fault_of_ours_is_told_without_its_details(
     transport: TransportKind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -312,3 +331,46 @@ def test_a_fault_of_ours_is_told_without_its_details(
         assert "secret" in caplog.text
 
     run(main, transport=transport)
+
+
+@both_transports
+def test_more_bytes_than_the_server_may_hold_are_refused_and_counted_out_again(transport: TransportKind) -> None:
+    inflight = Inflight(request().ByteSize() * 2)
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        blocker = await block(server, gate)
+        second = server.stub.ModelInfer(request(2))
+        await until(lambda: waiting(model) == 1)
+        error = await refusal(server.stub.ModelInfer(request(3)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details() == "the server holds as many bytes of requests and answers as it may"
+        trailers = dict(error.trailing_metadata())
+        assert (trailers["retryable"], trailers["grpc-retry-pushback-ms"]) == ("true", "100")
+        (answer,) = [answer async for answer in server.stub.ModelStreamInfer(iter([request(4)]))]
+        assert answer.error_message == error.details()
+        second.cancel()
+        gate.open()
+        assert value_of(await blocker) == 9
+        await until(lambda: inflight.used_bytes == 0)
+        assert inflight.refused == 2
+        answers = [answer async for answer in server.stub.ModelStreamInfer(iter([request(5), request(6)]))]
+        assert [value_of(answer.infer_response) for answer in answers] == [5, 6]
+        await until(lambda: inflight.used_bytes == 0)
+
+    run(main, transport=transport, inflight=inflight)
+
+
+@both_transports
+def test_a_stream_that_its_client_leaves_gives_its_bytes_back(transport: TransportKind) -> None:
+    inflight = Inflight(1 << 20)
+
+    async def main(server: FakeServer, model: ServedModel, gate: Gate) -> None:
+        gate.shut()
+        call = server.stub.ModelStreamInfer(iter([request(number) for number in range(5)]))
+        await until(lambda: waiting(model) == 4)
+        assert inflight.used_bytes >= 5 * request().ByteSize()
+        call.cancel()
+        gate.open()
+        await until(lambda: inflight.used_bytes == 0)
+
+    run(main, transport=transport, inflight=inflight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from grpc import StatusCode
 
@@ -53,6 +55,8 @@ def test_the_text_names_the_request() -> None:
 def test_hints_for_those_who_try_again() -> None:
     assert dict(trailers_of(errors.Overloaded("", retry_after_s=0.25)))["retry-after-ms"] == "250"
     assert dict(trailers_of(errors.Overloaded("", retry_after_s=1e-9)))["grpc-retry-pushback-ms"] == "1"
-    assert trailers_of(errors.Overloaded("")) == ()
+    assert dict(trailers_of(errors.Overloaded("", retry_after_s=math.inf)))["retry-after-ms"] == "3600000"
+    assert trailers_of(errors.Overloaded("")) == (("retryable", "true"),)
+    assert trailers_of(errors.Draining("")) == (("retryable", "true"),)
     assert trailers_of(errors.EngineFailed("", retryable=True)) == (("retryable", "true"),)
     assert trailers_of(errors.EngineFailed("")) == ()

@@ -17,6 +17,7 @@ from server.transport.http2.dispatch import Dispatcher
 from server.transport.http2.requests import RequestHead
 from server.transport.http2.streams import Receiver, Stream
 from server.transport.http2.tls import INSECURE
+from server.transport.inflight import Inflight
 from tests.support.http2_peer import Peer, message
 
 UU = grpc.unary_unary_rpc_method_handler
@@ -37,6 +38,7 @@ class Host(Peer):
         self.calls: list[Call] = []
         self.settled: list[Call] = []
         super().__init__(self.options.limits)
+        self.connection.sender.inflight = self.options.inflight
 
     def accept(self, stream: Stream, head: RequestHead, ended: bool) -> Receiver:  # type: ignore[override] # real calls
         return self.dispatcher.accept(self, stream, head, ended)  # type: ignore[arg-type] # enough of a host
@@ -177,6 +179,110 @@ def test_a_handler_that_does_not_read_stops_its_client() -> None:
         await turns()
         assert host.connection.buffered_bytes == 0
         assert host.settled == host.calls
+
+    run(scenario())
+
+
+def test_requests_beyond_the_servers_bytes_are_refused_as_soon_as_their_length_is_known() -> None:
+    async def scenario() -> None:
+        inflight = Inflight(1_000)
+        hosts = [Host(Options(inflight=inflight), echo=UU(echo)) for _ in range(2)]
+        hosts[0].request(1)
+        hosts[0].data(1, message(bytes(900))[:6])  # says so many, sends one byte
+        assert inflight.used_bytes == 900
+        hosts[1].request(1)
+        hosts[1].data(1, message(bytes(200)), end_stream=True)
+        (status,) = hosts[1].statuses()
+        assert (status["grpc-status"], status["retryable"], status["retry-after-ms"]) == ("8", "true", "100")
+        assert (inflight.used_bytes, inflight.refused) == (900, 1)
+        hosts[0].data(1, bytes(899), end_stream=True)
+        await turns()
+        assert [status.get("grpc-status") for status in hosts[0].statuses()] == [None, "0"]
+        assert inflight.used_bytes == 0
+        hosts[1].request(3)
+        hosts[1].data(3, message(bytes(5_000)), end_stream=True)  # one is always taken
+        await turns()
+        assert [status.get("grpc-status") for status in hosts[1].statuses()] == [None, "0"]
+        assert inflight.used_bytes == 0
+        for host in hosts:
+            host.connection.lost()
+
+    run(scenario())
+
+
+def test_a_request_counts_until_its_handler_has_ended_though_its_client_left() -> None:
+    async def scenario() -> None:
+        inflight, done = Inflight(1_000), asyncio.Event()
+
+        async def stubborn(request: bytes, context: Any) -> bytes:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await done.wait()
+            return b""
+
+        host = Host(Options(inflight=inflight), echo=UU(stubborn))
+        host.request(1)
+        host.data(1, message(bytes(700)), end_stream=True)
+        await turns()
+        host.connection.lost()
+        await turns()
+        assert inflight.used_bytes == 700
+        done.set()
+        await turns()
+        assert inflight.used_bytes == 0
+
+    run(scenario())
+
+
+def test_an_answer_counts_until_its_client_makes_room_for_it() -> None:
+    async def scenario() -> None:
+        async def large(request: bytes, context: Any) -> bytes:
+            return bytes(100_000)
+
+        inflight = Inflight(1_000)
+        host = Host(Options(inflight=inflight), echo=UU(large))
+        host.request(1)
+        host.data(1, message(b"x"), end_stream=True)
+        await turns()
+        assert inflight.used_bytes == 100_005 - 65_535 == host.connection.sender.queued_bytes
+        host.request(3)
+        host.data(3, message(b"x"), end_stream=True)
+        assert [status.get("grpc-status") for status in host.statuses()] == [None, "8"]
+        for stream_id in (0, 1):
+            host.write(frames.window_update(stream_id, 100_000))
+        assert host.connection.sender.queued_bytes == 0
+        assert inflight.used_bytes == 0
+        host.request(5)
+        host.data(5, message(b"x"), end_stream=True)
+        await turns()
+        assert inflight.used_bytes > 0
+        host.connection.lost()
+        assert inflight.used_bytes == 0
+
+    run(scenario())
+
+
+def test_what_a_stream_has_not_read_counts() -> None:
+    async def scenario() -> None:
+        inflight = Inflight(100_000)
+        host = Host(Options(inflight=inflight), echo=SS(deaf))
+        host.request(1)
+        host.data(1, message(bytes(2_000)) * 3)
+        assert inflight.used_bytes == 6_000
+        host.data(1, message(bytes(200_000))[:6])
+        (status,) = host.statuses()
+        assert status["grpc-status"] == "8"
+        assert inflight.used_bytes == 0
+        host.connection.lost()
+        await turns()
+        reader = Host(Options(inflight=inflight), echo=SU(swallow))
+        reader.request(1)
+        reader.data(1, message(bytes(2_000)) * 3)
+        await turns()
+        assert inflight.used_bytes == 0
+        reader.connection.lost()
+        await turns()
 
     run(scenario())
 

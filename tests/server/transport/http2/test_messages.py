@@ -6,6 +6,7 @@ import zlib
 import grpc
 import pytest
 
+from server.transport.http2 import messages
 from server.transport.http2.messages import Assembler, MessageFault, compress, decompress
 from tests.support.http2_peer import message
 
@@ -77,3 +78,13 @@ def test_a_compressed_flag_without_an_encoding_is_internal() -> None:
     with pytest.raises(MessageFault) as caught:
         assemble([message(b"x", compressed=True)])
     assert caught.value.code is grpc.StatusCode.INTERNAL
+
+
+def test_a_message_that_there_is_no_memory_for_fails_its_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> bytearray:
+        raise MemoryError
+
+    monkeypatch.setattr(messages, "bytearray", full, raising=False)
+    with pytest.raises(MessageFault, match="no memory for a message of 9 bytes") as caught:
+        assemble([message(b"123456789")[:7]])
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
