@@ -217,7 +217,7 @@ def section(study: Study) -> list[str]:
     """All figures."""
     rounds = len({cell.round for cell in study.cells})
     lines = [
-        f"`{study.command}`, {study.at}, {study.minutes:.0f} minutes, rounds in which the servers take turns: {rounds}.",
+        f"`{study.command}`, {study.at}, {study.minutes:.0f} minutes, {rounds} round(s); servers take turns in each.",
         f"Machine: {study.machine}. The client runs on it, too.",
         "",
         _HOW,
