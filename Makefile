@@ -62,6 +62,12 @@ lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@build/lock/bin/python -m pip freeze --exclude-editable > constraints.txt
 
+FUZZ_SECONDS ?= 600
+.PHONY: fuzz
+fuzz: $(READY) ## Feed mutated bytes to all that strangers can reach, FUZZ_SECONDS=600 for each target
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || echo "Without atheris: mutations only."
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
 .PHONY: soak
 soak: $(READY) ## Mixed traffic for hours, memory watched; SOAK_SECONDS=14400
 	@$(BIN)/python loadtest/soak.py --seconds $(or $(SOAK_SECONDS),14400) --out soak.json

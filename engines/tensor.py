@@ -17,12 +17,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import InvalidRequest
+from engines.errors import InvalidRequest, TooLarge
 
 Array: TypeAlias = NDArray[Any]
 Buffer: TypeAlias = bytes | memoryview
 
 _LENGTH: Final = struct.Struct("<I")
+_SURPLUS: Final = 1000
+"""Elements beyond those expected that are still counted."""
 
 
 class DType(enum.Enum):
@@ -107,10 +109,14 @@ def split_bytes(data: Buffer, count: int, name: str) -> list[bytes]:
     return [bytes(view[start:stop]) for start, stop in _element_bounds(view, count, name)]
 
 
-def check_bytes(data: Buffer, count: int, name: str) -> None:
-    """Raise InvalidRequest unless the data frames exactly `count` elements. Copies nothing."""
-    for _ in _element_bounds(memoryview(data), count, name):
-        pass
+def check_bytes(data: Buffer, count: int, name: str, max_length: int = 2**32) -> None:
+    """Raise InvalidRequest unless the data frames exactly `count` elements of `max_length` at most. Copies nothing."""
+    for start, stop in _element_bounds(memoryview(data), count, name):
+        if stop - start > max_length:
+            raise TooLarge(
+                f"an element of inference input '{name}' has {stop - start} bytes, "
+                f"more than the {max_length} that this server takes"
+            )
 
 
 def _element_bounds(view: memoryview, count: int, name: str) -> Iterator[tuple[int, int]]:
@@ -128,7 +134,9 @@ def _element_bounds(view: memoryview, count: int, name: str) -> Iterator[tuple[i
         yield offset, offset + length
         offset += length
         found += 1
-    if offset != size:
+        if found > count + _SURPLUS:  # enough is known; a message may hold millions of them
+            break
+    if offset != size and found <= count + _SURPLUS:
         raise InvalidRequest(
             f"incomplete string length indicator for inference input '{name}': {size - offset} stray bytes at the end"
         )

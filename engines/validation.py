@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from engines.errors import InvalidRequest, TooLarge
@@ -17,13 +18,26 @@ MAX_DIMENSION: Final = 2**31 - 1
 """Longest dimension a request may name; larger ones only occur in attacks, and would overflow elsewhere."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What any model takes at most, whatever its shapes allow."""
+
+    max_elements: int = 1 << 28
+    """Elements of one input."""
+    max_bytes_elements: int = 1 << 18
+    """Elements of one input of BYTES, each of which is looked at on the event loop: 30 ms for all of them."""
+    max_bytes_length: int = 64 << 20
+    """Bytes of one element of BYTES."""
+
+
 class RequestChecker:
     """Knows one model's contract in the form that is quickest to compare with."""
 
-    __slots__ = ("_inputs", "_outputs", "_required", "_spec")
+    __slots__ = ("_inputs", "_limits", "_outputs", "_required", "_spec")
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, limits: RequestLimits | None = None) -> None:
         self._spec = spec
+        self._limits = limits or RequestLimits()
         self._inputs = {
             tensor.name: (position, tensor, _row_bytes(tensor)) for position, tensor in enumerate(spec.inputs)
         }
@@ -114,14 +128,25 @@ class RequestChecker:
 
     def _check_size(self, tensor: Tensor, expected: int) -> None:
         if tensor.dtype is DType.BYTES:
-            check_bytes(tensor.data, elements(tensor.shape), tensor.name)
+            count = elements(tensor.shape)
+            self._check_count(tensor, count, self._limits.max_bytes_elements)
+            check_bytes(tensor.data, count, tensor.name, self._limits.max_bytes_length)
             return
         if expected < 0:
-            expected = elements(tensor.shape) * tensor.dtype.size
+            count = elements(tensor.shape)
+            self._check_count(tensor, count, self._limits.max_elements)
+            expected = count * tensor.dtype.size
         if len(tensor.data) != expected:
             raise InvalidRequest(
                 f"input byte size mismatch for input '{tensor.name}' for model '{self._spec.name}'. "
                 f"Expected {expected}, got {len(tensor.data)}"
+            )
+
+    def _check_count(self, tensor: Tensor, count: int, limit: int) -> None:
+        if count > limit:
+            raise TooLarge(
+                f"inference input '{tensor.name}' for model '{self._spec.name}' has {count} elements, "
+                f"more than the {limit} that this server takes"
             )
 
     def _missing(self, given: Sequence[Tensor]) -> str:

@@ -168,7 +168,7 @@ def executions(client: triton.InferenceServerClient) -> dict[int, int]:
 
 def measure(url: str, plan: Plan) -> Report:
     """Run both phases against the server at `url`; InferenceServerException when there is none."""
-    with np.load(HELD_OUT) as held_out:
+    with np.load(HELD_OUT, allow_pickle=False) as held_out:
         samples = list(zip(held_out["images"].astype(np.float32), held_out["labels"].tolist(), strict=True))
     with triton.InferenceServerClient(url) as client:
         server = client.get_server_metadata()

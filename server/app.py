@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,6 +23,7 @@ from engines.repository.lifecycle import State
 from engines.repository.manager import ModelManager, RepositoryOptions
 from engines.repository.model import Steering
 from engines.repository.sources.opening import SourceOptions, Sources
+from engines.validation import RequestLimits
 from engines.watchdog import HungEngines, Patience
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
@@ -57,9 +59,10 @@ from server.transport import feedback as feedback_service
 from server.transport import rollout as rollout_service
 from server.transport import traffic
 from server.transport import watch as watch_service
+from server.transport.doors import AccessOptions, Doors
 from server.transport.health import HealthService
 from server.transport.inflight import Inflight
-from server.transport.listen import ListenOptions, create_server
+from server.transport.listen import ListenOptions
 from server.transport.model import ServedModel
 from server.transport.recall import Recall, Replacing
 from server.transport.reflection import reflection_service
@@ -91,6 +94,8 @@ class ServerOptions:
     sources: SourceOptions = field(default_factory=SourceOptions)
     """Repositories that are no folders; those that are stand in `repository`."""
     listen: ListenOptions = field(default_factory=ListenOptions)
+    requests: RequestLimits = field(default_factory=RequestLimits)
+    access: AccessOptions = field(default_factory=AccessOptions)
     service: ServiceOptions = field(default_factory=lambda: ServiceOptions(version=VERSION))
     logs: LogOptions = field(default_factory=LogOptions)
     traces: TraceOptions = field(default_factory=TraceOptions)
@@ -134,13 +139,6 @@ class Ending:
     """Whether it ended by itself, because too many engines hang: whoever started it should do so again."""
 
 
-class Transport(Protocol):
-    """A gRPC server, whichever it is."""
-
-    async def start(self) -> None: ...
-    async def stop(self, grace: float | None) -> None: ...
-
-
 class Server:
     """One server process: start, run, drain."""
 
@@ -160,21 +158,20 @@ class Server:
         self.hung = HungEngines(options.patience, self._too_many_hang)
         self.feedback = Feedback(options.state_dir, options.triggers, self._watched)
         self.watcher = Watcher((self.feedback.prediction_sink, self.feedback.capture_sink))
-        opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir)
+        opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir, options.requests)
         self.manager = manage(options.repository, opener, self.sources, self.rollouts)
         self.models = ServedModels(self.manager, self.rollouts)
-        self._transport: Transport | None = None
+        self._doors: Doors | None = None
 
     async def start(self) -> Addresses:
-        """Load the models, then listen. Raises LoadFailed or OSError."""
+        """Load the models, then listen. Raises LoadFailed, OSError, or ValueError for an access policy."""
         options = self.options
-        server, grpc_port = create_server(options.listen, self.inflight)
-        self._transport = server
+        doors = self._doors = Doors(options.listen, options.access, self.inflight)
         service = InferenceService(
             self.models, self.lifecycle, self.regions, self.telemetry, self.logs, options.service
         )
         service.inflight = self.inflight
-        self._register(server, service)
+        self._register(doors.register, service)
         metrics_port = None
         if options.metrics_port is not None:
             metrics_port = self.telemetry.start(options.listen.host, options.metrics_port, self._sources())
@@ -182,7 +179,7 @@ class Server:
         self.rollouts.open(self.manager)
         self.feedback.open()
         # Health and metadata answer while models load; inference says that they are not ready.
-        await server.start()
+        await doors.start()
         self.manager.subscribe(self._model_changed)
         self.manager.subscribe(self.rollouts.version_changed)
         self.manager.subscribe(self.telemetry.load_failures)
@@ -192,7 +189,7 @@ class Server:
         if failed and options.exit_on_error:
             raise LoadFailed(f"{len(failed)} model version(s) could not be loaded")
         self.lifecycle.advance(Phase.SERVING)
-        return Addresses(options.listen.host, grpc_port, metrics_port)
+        return Addresses(options.listen.host, doors.port, metrics_port)
 
     async def drain(self) -> bool:
         """Take nothing new, answer what can be answered in time, tell the rest, free everything.
@@ -203,13 +200,13 @@ class Server:
         self.health.close()
         if self.sources is not None:
             self.sources.stop()
-        if self._transport is not None:
+        if self._doors is not None:
             await asyncio.sleep(self.options.drain_delay_s)
         bound = self.options.exit_timeout_s
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, bound - ABANDON_BEFORE_S), self._abandon)
-        if self._transport is not None:
-            await self._transport.stop(bound)
+        if self._doors is not None:
+            await self._doors.stop(bound)
         alarm.cancel()
         await self.rollouts.close()
         self._abandon()
@@ -285,7 +282,7 @@ class Server:
             sources.append(lambda: source_metrics(remote.statistics()))
         if (inflight := self.inflight) is not None:
             sources.append(lambda: inflight_metrics(inflight))
-        statistics = getattr(self._transport, "statistics", None)
+        statistics = getattr(self._doors and self._doors.server, "statistics", None)
         if statistics is not None:  # grpcio's server keeps none
             sources.append(lambda: transport_metrics(statistics()))
         return sources
@@ -320,6 +317,11 @@ class Server:
             reflection_service([*own, feedback_service.SERVICE, health, reflection]), server
         )
 
+    def look(self) -> None:
+        """See now whether certificates or the access policy have changed."""
+        if self._doors is not None:
+            self._doors.look()
+
     def _phase_changed(self, phase: Phase) -> None:
         for service in ("", SERVICE):
             self.health.set(service, phase is Phase.SERVING)
@@ -351,6 +353,7 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
     """A whole life: start, call `started`, run until SIGTERM, SIGINT or too many engines hang, drain."""
     server = Server(options)
     server.logs.install()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.look)
     async with stop_signals() as asked:
         starting = asyncio.ensure_future(server.start())
         ends = [asyncio.ensure_future(event.wait()) for event in (asked, server.hopeless)]

@@ -24,7 +24,7 @@ from engines.scheduling.arbiter import Arbiter
 from engines.scheduling.factory import make_scheduler
 from engines.scheduling.latency import CostModel
 from engines.scheduling.policy import Policy
-from engines.validation import RequestChecker
+from engines.validation import RequestChecker, RequestLimits
 from engines.watchdog import HungEngines, Watch
 from server.cache.cached import CachedInference
 from server.cache.settings import cache_options_of
@@ -43,9 +43,16 @@ class ModelOpener:
     """Brings a version up: session, layout, engines, warm-up, and the stack of layers above them."""
 
     def __init__(
-        self, telemetry: Telemetry, store: Store, watcher: Watcher, hung: HungEngines, cache_dir: Path | None
+        self,
+        telemetry: Telemetry,
+        store: Store,
+        watcher: Watcher,
+        hung: HungEngines,
+        cache_dir: Path | None,
+        request_limits: RequestLimits,
     ) -> None:
         self._hung = hung
+        self._request_limits = request_limits
         self._telemetry = telemetry
         self._store = store
         self._watcher = watcher
@@ -101,6 +108,7 @@ class ModelOpener:
             inference=compose(local, cache, watched, meter, self._telemetry),
             meter=meter,
             engines=local,
+            request_limits=self._request_limits,
             cache=cache,
             recalls=None if self._telemetry.sees_each or watched is not None else cache,
             watched=watched,

@@ -204,7 +204,11 @@ def _labels(path: Path, labels: str, arrays: Mapping[str, Array]) -> Labels | No
         found = arrays[labels]
     elif Path(labels).is_file():
         try:
-            found = np.load(labels) if labels.endswith(".npy") else np.loadtxt(labels, dtype=np.int64, ndmin=1)
+            found = (
+                np.load(labels, allow_pickle=False)
+                if labels.endswith(".npy")
+                else np.loadtxt(labels, dtype=np.int64, ndmin=1)
+            )
         except (OSError, ValueError) as error:
             raise BuildFailed(f"labels: {labels} cannot be read: {error}") from error
     else:

@@ -112,6 +112,7 @@ def _with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _tensor(value: onnx.ValueInfoProto, *, has_default: bool = False) -> GraphTensor:
+    _text(value.name)
     if not value.type.HasField("tensor_type"):
         return GraphTensor(value.name, None, None, has_default)
     kind = value.type.tensor_type
@@ -123,6 +124,13 @@ def _tensor(value: onnx.ValueInfoProto, *, has_default: bool = False) -> GraphTe
     return GraphTensor(value.name, DTYPES.get(kind.elem_type), dims, has_default)
 
 
+def _text(value: object) -> str:
+    """ONNX is of protobuf's older form, where a text may hold any bytes, and is then not a text here."""
+    if not isinstance(value, str):
+        raise LoadFailed(f"the model file is not a complete ONNX model: {value!r} is not UTF-8")
+    return value
+
+
 def _external(model: onnx.ModelProto, folder: Path) -> Iterator[Path]:
     """The files with weights. Raises LoadFailed when one is missing, too short, or somewhere else."""
     needs: dict[str, int] = {}
@@ -132,7 +140,7 @@ def _external(model: onnx.ModelProto, folder: Path) -> Iterator[Path]:
             end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
         except ValueError as error:
             raise LoadFailed(f"tensor '{tensor.name}': its place in the external data is not a number") from error
-        location = entries.get("location", "")
+        location = _text(entries.get("location", ""))
         needs[location] = max(needs.get(location, 0), end)
     for location, size in sorted(needs.items()):
         path = resolve_inside(folder, location, "external data")

@@ -2,11 +2,13 @@
 
 Rule: nothing here understands a configuration or a graph; looking is all it does, and it never raises.
 Promise: whatever changes in a version's files, or in the files beside the versions, changes its fingerprint.
+Promise: links to folders outside the model's own are not followed, so that a look never wanders over the disk.
 Ignored: names that start with a dot, version folders that are not positive integers, and plain files in a root.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -22,6 +24,10 @@ DUPLICATE: Final = "model appears in two or more repositories"
 
 _MAX_VERSION_DIGITS: Final = 18
 """Versions travel as int64."""
+
+
+MAX_ENTRIES: Final = 10_000
+"""Files and folders that a model may have: the largest known have hundreds. A link to `/` would have millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,13 @@ def scan(roots: Sequence[Path]) -> Scan:
 
 
 def look(name: str, path: Path) -> ModelFolder:
-    """Look at one model's folder. Raises OSError when it cannot be listed."""
+    """Look at one model's folder. Raises OSError when it cannot be listed, or holds too much."""
     numbers = {number: folder for folder in _folders(path) if (number := version_of(folder))}
-    beside = _stamps(path, skip=frozenset(numbers.values()))
+    walk = _Walk(path)
+    beside = walk.stamps(path, skip=frozenset(numbers.values()))
     versions: dict[int, VersionFolder] = {}
     for number, folder in sorted(numbers.items()):
-        stamps = _stamps(path / folder)
+        stamps = walk.stamps(path / folder)
         fingerprint = hashlib.blake2b(repr((str(path / folder), beside, stamps)).encode(), digest_size=16).hexdigest()
         versions[number] = VersionFolder(number, path / folder, tuple(stamp[0] for stamp in stamps), fingerprint)
     return ModelFolder(name, path, versions)
@@ -177,28 +184,51 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stamps(folder: Path, skip: frozenset[str] = frozenset()) -> list[tuple[str, int, int]]:
-    """Name, size and modification time of every file below the folder, in order of names."""
-    return sorted(_walk(folder, "", skip, ()))
+class _Walk:
+    """One look at a model's folder.
 
+    The model's folder and its version folders may themselves be links, as mounted volumes make them; a link below them
+    is followed as long as it stays in one of the two.
+    """
 
-def _walk(
-    folder: Path, prefix: str, skip: frozenset[str], above: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[str, int, int]]:
-    """`above` holds the device and inode of each folder on the way here, so that links cannot lead in circles."""
-    try:
-        names = [name for name in os.listdir(folder) if not name.startswith(".") and name not in skip]  # noqa: PTH208 - names are all it takes
-    except OSError:  # gone again, or not ours to read: whoever needs its files will say so
-        return
-    for name in names:
-        path = folder / name
+    def __init__(self, folder: Path) -> None:
+        self._homes = [folder.resolve()]
+        self._left = MAX_ENTRIES
+
+    def stamps(self, folder: Path, skip: frozenset[str] = frozenset()) -> list[tuple[str, int, int]]:
+        """Name, size and modification time of every file below the folder, in order of names.
+
+        Raises OSError once there are too many of them.
+        """
+        self._homes[1:] = [folder.resolve()]
+        return sorted(self._walk(folder, "", skip, ()))
+
+    def _walk(
+        self, folder: Path, prefix: str, skip: frozenset[str], above: tuple[tuple[int, int], ...]
+    ) -> Iterator[tuple[str, int, int]]:
+        """`above` holds the device and inode of each folder on the way here, so that links cannot lead in circles."""
         try:
-            status = path.stat()
-        except (OSError, ValueError):
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            identity = (status.st_dev, status.st_ino)
-            if identity not in above:
-                yield from _walk(path, f"{prefix}{name}/", frozenset(), (*above, identity))
-        else:
-            yield f"{prefix}{name}", status.st_size, status.st_mtime_ns
+            with os.scandir(folder) as listed:
+                entries = [entry for entry in listed if not entry.name.startswith(".") and entry.name not in skip]
+        except OSError:  # gone again, or not ours to read: whoever needs its files will say so
+            return
+        self._left -= len(entries)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, f"it holds more than {MAX_ENTRIES} files and folders")
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except (OSError, ValueError):
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns
+                continue
+            path, identity = folder / entry.name, (status.st_dev, status.st_ino)
+            if identity not in above and (not entry.is_symlink() or self._holds(path)):
+                yield from self._walk(path, f"{prefix}{entry.name}/", frozenset(), (*above, identity))
+
+    def _holds(self, folder: Path) -> bool:
+        try:
+            return any(map(folder.resolve().is_relative_to, self._homes))
+        except (OSError, RuntimeError):
+            return False

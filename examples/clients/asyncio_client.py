@@ -53,7 +53,7 @@ async def main() -> None:
     parser.add_argument("--callers", type=int, default=32, help="calls in flight at once (default: %(default)s)")
     parser.add_argument("--deadlines-ms", type=float, nargs="+", default=[1, 2, 5, 20, 100], help="one round for each")
     arguments = parser.parse_args()
-    with np.load(HELD_OUT) as held_out:
+    with np.load(HELD_OUT, allow_pickle=False) as held_out:
         images, labels = held_out["images"].astype(np.float32), held_out["labels"]
 
     async with triton.InferenceServerClient(arguments.url) as client:

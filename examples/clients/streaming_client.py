@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server (default: %(default)s)")
     parser.add_argument("--count", type=int, default=60, help="how many digits to read (default: %(default)s)")
     arguments = parser.parse_args()
-    with np.load(HELD_OUT) as held_out:
+    with np.load(HELD_OUT, allow_pickle=False) as held_out:
         images = held_out["images"][: arguments.count].astype(np.float32)
         labels = held_out["labels"][: arguments.count]
 

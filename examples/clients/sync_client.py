@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server (default: %(default)s)")
     url = parser.parse_args().url
-    with np.load(HELD_OUT) as held_out:
+    with np.load(HELD_OUT, allow_pickle=False) as held_out:
         images, labels = held_out["images"].astype(np.float32), held_out["labels"]
 
     with triton.InferenceServerClient(url) as client:

@@ -142,7 +142,7 @@ def learn(images: train.Floats, targets: train.Floats, epochs: int, seed: int = 
 
 def traffic(url: str, stop: threading.Event, answered: Counter[str]) -> None:
     """Callers with names of their own who ask for digits, and name no version, until told to stop."""
-    with np.load(train.HELD_OUT) as held_out:
+    with np.load(train.HELD_OUT, allow_pickle=False) as held_out:
         images = held_out["images"].astype(np.float32)
     with triton.InferenceServerClient(url) as client:
         number = 0
@@ -202,7 +202,10 @@ def main() -> int:
         with teaching(work) as url:
             if status := kairos("label", str(work.unlabelled), str(work.targets), "--model", "digits", "--url", url):
                 return status
-            with np.load(work.unlabelled) as data, np.load(work.targets) as taught:
+            with (
+                np.load(work.unlabelled, allow_pickle=False) as data,
+                np.load(work.targets, allow_pickle=False) as taught,
+            ):
                 images, targets = data["image"], taught["logits"]
             if arguments.shuffled:
                 targets = np.roll(targets, 1, axis=0)

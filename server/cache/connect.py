@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -41,7 +41,7 @@ class RedisUrl:
     hosts: tuple[tuple[str, int], ...]
     path: str
     user: str
-    password: str
+    password: str = field(repr=False)
     tls: bool
     query: dict[str, str]
 

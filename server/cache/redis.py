@@ -33,7 +33,7 @@ _LAST_POLL_S: Final = 0.032
 class RedisOptions:
     """How to use Redis."""
 
-    url: str
+    url: str = field(repr=False)
     """See `server.cache.connect`."""
     namespace: str = "kairos"
     """Begins every name: servers that are to share answers have the same, others on the same Redis another."""

@@ -14,7 +14,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import hiredis
@@ -37,7 +37,7 @@ class Endpoint:
     """Of a Unix socket; then host and port mean nothing."""
     tls: ssl.SSLContext | None = None
     user: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
     db: int = 0
     primary: bool = False
     """Refuse a server that is a replica: it was found through a Sentinel that may not know yet."""

@@ -60,7 +60,7 @@ class StoreOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     """With `size_bytes` 0 nothing is kept in memory. An eighth is for whole replies, see replies.py."""
     redis: RedisOptions | None = None
-    secret: bytes = b""
+    secret: bytes = field(default=b"", repr=False)
     """Shared by all who share a Redis, and by nobody else: then keys cannot be guessed, nor values forged."""
 
 

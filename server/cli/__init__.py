@@ -17,6 +17,7 @@ from server.cli.record import record
 from server.cli.rollout import rollout
 from server.cli.serve import serve
 from server.cli.simulate import simulate
+from server.cli.token import token
 from server.cli.top import top
 from server.cli.triggers import triggers
 from server.cli.watch import watch
@@ -49,6 +50,7 @@ for command in (
     cache,
     rollout,
     label,
+    token,
     baseline,
     watch,
     feedback,

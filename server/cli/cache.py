@@ -12,12 +12,10 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
+from server.cli.channel import Address, with_server
 from server.pb import cache_pb2 as pb
 from server.pb.cache_pb2_grpc import CacheStub
 
-_url = click.option(
-    "--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address."
-)
 _model = click.option("--model", default="", help="Only this model. Default: all.")
 _timeout = click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for it.")
 
@@ -28,13 +26,13 @@ def cache() -> None:
 
 
 @cache.command()
-@_url
+@with_server
 @_model
 @_timeout
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-def stats(url: str, model: str, timeout: float, as_json: bool) -> None:
+def stats(server: Address, model: str, timeout: float, as_json: bool) -> None:
     """How often the cache could help, what it holds, and how Redis does."""
-    with _stub(url) as stub:
+    with _stub(server) as stub:
         found = stub.Statistics(pb.CacheStatisticsRequest(model=model), timeout=timeout)
     if as_json:
         click.echo(json_format.MessageToJson(found, always_print_fields_with_no_presence=True))
@@ -60,12 +58,12 @@ def stats(url: str, model: str, timeout: float, as_json: bool) -> None:
 
 
 @cache.command()
-@_url
+@with_server
 @_model
 @_timeout
-def flush(url: str, model: str, timeout: float) -> None:
+def flush(server: Address, model: str, timeout: float) -> None:
     """Forget the answers of one model, or all: in this server's memory and in the Redis it shares with others."""
-    with _stub(url) as stub:
+    with _stub(server) as stub:
         flushed = stub.Flush(pb.CacheFlushRequest(model=model), timeout=timeout)
     click.echo(f"forgotten: {flushed.memory} answers in memory, {flushed.redis} in Redis")
     if flushed.redis_error:
@@ -84,12 +82,12 @@ def _print_redis(console: Console, level: pb.RedisLevel) -> None:
 
 
 @contextmanager
-def _stub(url: str) -> Iterator[CacheStub]:
-    with grpc.insecure_channel(url) as channel:
+def _stub(server: Address) -> Iterator[CacheStub]:
+    with server.channel() as channel:
         try:
             yield CacheStub(channel)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            _fail(f"{url} does not answer: {error.details()}")
+            _fail(f"{server.url} does not answer: {error.details()}")
 
 
 def _fail(text: str) -> None:

@@ -15,6 +15,7 @@ import rich_click as click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from server.cli.channel import Address, with_server
 from server.cli.values import duration
 from server.pb import traffic_pb2 as pb
 from server.pb.traffic_pb2_grpc import TrafficStub
@@ -25,12 +26,12 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--url", default="127.0.0.1:8001", envvar="KAIROS_URL", help="The server's address.")
+@with_server
 @click.option("--model", required=True, help="Whose requests are recorded.")
 @click.option("--version", default="", help="Only this version. Default: all that are loaded.")
 @click.option("--for", "span", default="1m", help="How long: `90s`, `10m`, `1h`. Ctrl-C ends it before, and keeps it.")
 @click.option("--output", "-o", type=_OUTPUT, default=Path("trace.jsonl"), help="The file to write; `-` to print.")
-def record(url: str, model: str, version: str, span: str, output: Path) -> None:
+def record(server: Address, model: str, version: str, span: str, output: Path) -> None:
     """Record when requests reach a running server's scheduler, how many rows they have and how much time.
 
     One JSON line a request: `{"t": 0.0132, "rows": 1, "deadline": 0.05}`, with its priority and tenant where it has
@@ -44,14 +45,14 @@ def record(url: str, model: str, version: str, span: str, output: Path) -> None:
     seconds = duration(span)
     request = pb.ArrivalsRequest(model=model, version=version)
     to_screen = str(output) == "-"
-    with grpc.insecure_channel(url) as channel, sys.stdout if to_screen else output.open("w") as file:
+    with server.channel() as channel, sys.stdout if to_screen else output.open("w") as file:
         timeout = None if seconds == math.inf else seconds + _LINGER_S
         stream = TrafficStub(channel).Arrivals(request, timeout=timeout)  # type: ignore[no-untyped-call]
         signal.signal(signal.SIGINT, lambda *_: stream.cancel())  # an interrupt could cut a line in two
         try:
             count, dropped = _copy(stream, file, seconds, model)
         except grpc.RpcError as error:
-            _fail(f"{url}: {error.details()}")
+            _fail(f"{server.url}: {error.details()}")
         finally:
             stream.cancel()
     told = f"{count} requests of {model}" + ("" if to_screen else f" in {output}")

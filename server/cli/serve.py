@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engines.errors import InferError
 from server.app import VERSION, Addresses, Server, ServerOptions, run
-from server.cli.options import cache, listening, models, protocol, telemetry, watching
+from server.cli.options import access, cache, listening, models, protocol, telemetry, watching
 from server.cli.settings import read_config
 from server.loop import new_event_loop
 from server.telemetry.otel import Environment, read_environment
@@ -38,6 +38,7 @@ HOPELESS: Final = 3
 )
 @models.declared
 @listening.declared
+@access.declared
 @telemetry.declared
 @protocol.declared
 @cache.declared
@@ -81,6 +82,8 @@ def options_of(values: dict[str, Any], otel: Environment) -> ServerOptions:
         repository=models.repository_options(values),
         sources=models.source_options(values),
         listen=listening.listen_options(values),
+        access=access.access_options(values),
+        requests=access.request_limits(values),
         service=protocol.service_options(values, VERSION),
         logs=telemetry.log_options(values),
         traces=telemetry.trace_options(values, otel),

@@ -13,7 +13,7 @@ from engines.local import Listener, LocalStatistics
 from engines.request import Parameters
 from engines.scheduling.policy import Limits
 from engines.spec import ModelSpec, TensorSpec
-from engines.validation import RequestChecker
+from engines.validation import RequestChecker, RequestLimits
 from server.cache.cached import CachedInference
 from server.pb.model_config_pb2 import ModelConfig
 from server.telemetry.meter import ModelMeter
@@ -57,6 +57,7 @@ class ServedModel:
     inference: Inference
     meter: ModelMeter
     engines: Engines
+    request_limits: RequestLimits = field(default_factory=RequestLimits)
     cache: CachedInference | None = None
     """The layer of the stack that remembers answers, where there is one."""
     recalls: CachedInference | None = None
@@ -71,7 +72,7 @@ class ServedModel:
     outputs: Mapping[str, TensorSpec] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "checker", RequestChecker(self.spec))
+        object.__setattr__(self, "checker", RequestChecker(self.spec, self.request_limits))
         object.__setattr__(self, "outputs", {tensor.name: tensor for tensor in self.spec.outputs})
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 
@@ -37,7 +37,20 @@ class _Source:
     remembered: Remembered
 
 
+class Recallable(NamedTuple):
+    """What is known of a request without its message, in the message's own words: it names no shared memory."""
+
+    model_name: str
+    inputs: tuple[()] = ()
+    outputs: tuple[()] = ()
+
+
 _Asked: TypeAlias = "tuple[bytes, pb.ModelInferRequest] | Reply[_Source]"
+
+
+def subject(asked: _Asked) -> pb.ModelInferRequest | Recallable:
+    """What a request is about, for those who decide whether it may be answered."""
+    return Recallable(asked.source.name) if isinstance(asked, Reply) else asked[1]
 
 
 class Recall:

@@ -16,6 +16,7 @@ from grpc import StatusCode
 
 from engines.errors import Draining, EngineFailed, InferError, InvalidRequest, Overloaded, Unsupported
 from engines.request import InferRequest, Origin
+from server.access.caller import TENANT
 from server.cache.key import ORIGIN
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
@@ -136,6 +137,8 @@ class ServiceOptions:
     status_codes: StatusCodes = StatusCodes.KAIROS
     tenant_key: str = ""
     """Metadata key that says which tenant a call is for; in overload, tenants get equal shares. Empty: all are one."""
+    callers_are_tenants: bool = False
+    """Whether authenticated callers are tenants, whatever their metadata says."""
 
 
 class Answer(NamedTuple):
@@ -189,6 +192,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._traces = telemetry.tracer
         self._logs = logs
         self._options = options
+        self._tenanted = bool(options.tenant_key) or options.callers_are_tenants
         self.inflight: Inflight | None = None
         """Counts the requests of streams; those of unary calls the transport counts itself. None: nothing counts."""
 
@@ -330,7 +334,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             rows=rows,
             deadline=deadline,
             priority=priority_of(parameters) if parameters else 0,
-            tenant=_metadata(context, self._options.tenant_key) if self._options.tenant_key else "",
+            tenant=_tenant(context, self._options.tenant_key) if self._tenanted else "",
             id=request.id,
             trace=_trace(context),
             parameters=parameters,
@@ -565,6 +569,11 @@ def _known(error: Exception) -> InferError:
         return Overloaded("the server has no memory for this request")
     log.error("a call failed in the server", exc_info=error)
     return EngineFailed(f"internal error: {type(error).__name__}")
+
+
+def _tenant(context: Call, key: str) -> str:
+    """Who was authenticated; else what the metadata says, where it is asked."""
+    return TENANT.get() or (_metadata(context, key) if key else "")
 
 
 async def _too_much() -> NoReturn:

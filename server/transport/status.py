@@ -84,8 +84,13 @@ def trailers_of(error: InferError) -> Metadata:
     if isinstance(error, Overloaded):
         if error.retry_after_s is None:
             return RETRYABLE
-        wait_ms = str(max(1, round(min(error.retry_after_s, RETRY_AT_MOST_S) * 1e3)))
-        return (*RETRYABLE, ("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))
+        return (*RETRYABLE, *retry_after(error.retry_after_s))
     if isinstance(error, Draining) or (isinstance(error, EngineFailed) and error.retryable):
         return RETRYABLE
     return ()
+
+
+def retry_after(wait_s: float) -> Metadata:
+    """When to come back, as clients read it."""
+    wait_ms = str(max(1, round(min(wait_s, RETRY_AT_MOST_S) * 1e3)))
+    return (("retry-after-ms", wait_ms), ("grpc-retry-pushback-ms", wait_ms))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 
 from engines.errors import InvalidRequest, TooLarge
 from engines.spec import ModelSpec, TensorSpec
-from engines.tensor import DType, Tensor
-from engines.validation import RequestChecker
+from engines.tensor import DType, Tensor, join_bytes
+from engines.validation import RequestChecker, RequestLimits
 
 
 def spec(*inputs: TensorSpec, max_rows: int = 4) -> ModelSpec:
@@ -96,3 +99,29 @@ def test_all_outputs_or_those_asked_for_in_that_order() -> None:
     assert checker.wanted(()) == ("p", "q")
     assert checker.wanted(("q", "p")) == ("q", "p")
     assert checker.wanted(("q",)) == ("q",)
+
+
+def test_what_the_server_takes_at_most_is_checked_before_any_work() -> None:
+    free = spec(TensorSpec("f", DType.FP32, (-1, -1)), TensorSpec("t", DType.BYTES, (-1,)))
+    limits = RequestLimits(max_elements=100, max_bytes_elements=3, max_bytes_length=5)
+    checker = RequestChecker(free, limits)
+
+    def check(*, floats: tuple[int, ...] = (1, 1, 1), texts: Sequence[bytes] = (b"x",)) -> None:
+        numbers = Tensor("f", DType.FP32, floats, bytes(4 * min(1000, math.prod(floats))))
+        checker.inputs([numbers, Tensor("t", DType.BYTES, (1, len(texts)), join_bytes(texts))])
+
+    check(floats=(1, 10, 10), texts=[b"12345"] * 3)
+    with pytest.raises(TooLarge, match="'f' for model 'm' has 110 elements, more than the 100"):
+        check(floats=(1, 10, 11))
+    with pytest.raises(TooLarge, match=f"has {(2**31 - 1) ** 2} elements"):  # no product wraps around
+        check(floats=(1, 2**31 - 1, 2**31 - 1))
+    with pytest.raises(TooLarge, match="'t' for model 'm' has 4 elements, more than the 3"):
+        check(texts=[b""] * 4)
+    with pytest.raises(TooLarge, match="an element of inference input 't' has 6 bytes, more than the 5"):
+        check(texts=[b"123456"])
+
+
+def test_a_tensor_of_far_too_many_strings_is_not_counted_to_its_end() -> None:
+    checker = RequestChecker(spec(TensorSpec("t", DType.BYTES, (1,))))
+    with pytest.raises(InvalidRequest, match="unexpected number of string elements 1002"):
+        checker.inputs([Tensor("t", DType.BYTES, (1, 1), bytes(4 * 1_000_000))])

@@ -8,7 +8,8 @@ from typing import Any, Final
 import rich_click as click
 
 from server.cli.settings import in_panel, settings
-from server.transport.listen import ListenOptions, TlsFiles, TransportKind
+from server.transport.certificates import TlsFiles
+from server.transport.listen import ListenOptions, TransportKind
 
 declare: Final = in_panel("Listening")
 
@@ -80,6 +81,42 @@ declared = settings(
         help="Largest message taken or sent, in MiB.",
     ),
     declare(
+        "--max-metadata-kb",
+        default=16,
+        type=click.IntRange(1, 1024),
+        help="Most metadata of one call, in KiB.",
+    ),
+    declare(
+        "--max-connections",
+        default=8192,
+        type=click.IntRange(min=0),
+        help="Open connections; the next is closed at once. 0: no bound.",
+    ),
+    declare(
+        "--max-connections-per-host",
+        default=0,
+        type=click.IntRange(min=0),
+        help="Of those, from one address; a proxy is one. Only with our own transport. 0: no bound.",
+    ),
+    declare(
+        "--max-streams",
+        default=1024,
+        type=click.IntRange(min=1),
+        help="Calls that one connection may have at a time.",
+    ),
+    declare(
+        "--max-calls",
+        default=0,
+        type=click.IntRange(min=0),
+        help="Calls at a time over all connections; the next gets RESOURCE_EXHAUSTED. 0: no bound.",
+    ),
+    declare(
+        "--request-timeout-secs",
+        default=120.0,
+        type=click.FloatRange(min=0),
+        help="Longest wait for a unary request to arrive, up to twice that. Only with our own transport. 0: for ever.",
+    ),
+    declare(
         "--max-inflight-mb",
         default=256,
         type=click.IntRange(min=0),
@@ -98,6 +135,12 @@ def listen_options(values: dict[str, Any]) -> ListenOptions:
         max_inflight_bytes=values["max_inflight_mb"] << 20 or None,
         tls=tls_of(values),
         reuse_port=values["reuse_port"],
+        max_connections=values["max_connections"],
+        max_connections_per_host=values["max_connections_per_host"],
+        max_streams=values["max_streams"],
+        max_calls=values["max_calls"],
+        max_metadata_bytes=values["max_metadata_kb"] << 10,
+        request_timeout_s=values["request_timeout_secs"],
     )
 
 

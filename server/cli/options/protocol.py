@@ -35,4 +35,5 @@ def service_options(values: dict[str, Any], version: str) -> ServiceOptions:
         version=version,
         status_codes=StatusCodes(values["status_codes"]),
         tenant_key=values["tenant_key"],
+        callers_are_tenants=values["access_policy"] is not None,
     )

@@ -10,6 +10,6 @@ from server.transport.http2.limits import Limits
 from server.transport.http2.options import Options
 from server.transport.http2.server import Server
 from server.transport.http2.statistics import Statistics
-from server.transport.http2.tls import TlsOptions
+from server.transport.http2.tls import TlsOptions, following
 
-__all__ = ["Limits", "Options", "PingLimits", "Server", "Statistics", "TlsOptions"]
+__all__ = ["Limits", "Options", "PingLimits", "Server", "Statistics", "TlsOptions", "following"]

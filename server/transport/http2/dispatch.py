@@ -66,6 +66,8 @@ class Dispatcher:
         self._generic: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._found: dict[bytes, Method] = {}
         self._intercepted = Intercepted(self._intercept)
+        self.admit: Callable[[Call], bool] | None = None
+        """See Options.admit."""
 
     def register(self, service: str, handlers: dict[str, RpcMethodHandler]) -> None:
         """Offer `handlers`, by method name, as methods of `service`."""
@@ -84,8 +86,23 @@ class Dispatcher:
                 method = self._find(head)
             if method is None:
                 return refuse(host, stream, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-            return _begin(host, stream, head, method, ended)
+            return self._begin(host, stream, head, method, ended)
         return self._unusual(host, stream, head, ended)
+
+    def _begin(self, host: Host, stream: Stream, head: RequestHead, method: Method, ended: bool) -> Receiver:
+        limit = host.options.max_concurrent_calls
+        if limit is not None and host.running_calls() >= limit:
+            return refuse(host, stream, grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+        call = Call(host, stream, head, method)
+        if call.deadline is not None:
+            host.call_expires(call, call.deadline)
+        if self.admit is not None and not self.admit(call):
+            return call
+        if method.starts_at_once:
+            call.start()
+        if ended:
+            call.data_received(memoryview(b""), True)
+        return call
 
     def _unusual(self, host: Host, stream: Stream, head: RequestHead, ended: bool) -> Receiver:
         """A head that is not simply a gRPC call with uncompressed messages."""
@@ -104,7 +121,7 @@ class Dispatcher:
         method = self._intercepted if self._interceptors else self._registered.get(head.path) or self._find(head)
         if method is None:
             return refuse(host, stream, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-        return _begin(host, stream, head, method, ended)
+        return self._begin(host, stream, head, method, ended)
 
     def _find(self, head: RequestHead) -> Method | None:
         """The method that a generic handler has for this call."""
@@ -146,20 +163,6 @@ def _wrap(
         return await interceptor.intercept_service(ask, details)  # type: ignore[arg-type] # grpc's types
 
     return intercepted
-
-
-def _begin(host: Host, stream: Stream, head: RequestHead, method: Method, ended: bool) -> Receiver:
-    limit = host.options.max_concurrent_calls
-    if limit is not None and host.running_calls() >= limit:
-        return refuse(host, stream, grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
-    call = Call(host, stream, head, method)
-    if call.deadline is not None:
-        host.call_expires(call, call.deadline)
-    if method.starts_at_once:
-        call.start()
-    if ended:
-        call.data_received(memoryview(b""), True)
-    return call
 
 
 def refuse(host: Host, stream: Stream, code: grpc.StatusCode, details: str, extra: bytes = b"") -> Receiver:

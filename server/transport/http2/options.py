@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 
 from server.transport.http2.limits import Limits
 from server.transport.inflight import Inflight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.transport.http2.call import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +33,16 @@ class Options:
     """Calls at once over all connections; the next gets RESOURCE_EXHAUSTED. None: no bound."""
     max_connections: int | None = None
     """Open connections; the next is closed at once. None: no bound."""
+    max_connections_per_host: int | None = None
+    """Open connections from one address; the next is closed at once. None: no bound."""
+    admit: Callable[[Call], bool] | None = None
+    """Asked as the head of a call arrives; False where it has ended the call. None: all calls are let in."""
     handshake_timeout_s: float = 20.0
     """Longest wait, from accepting a connection, for the client's first frame."""
     frame_timeout_s: float = 20.0
     """Longest wait for the rest of a header block or a control frame that a client began to send."""
+    request_timeout_s: float = 120.0
+    """Longest wait for the one message of a unary request, give or take as much again. math.inf: for ever."""
     keepalive_interval_s: float = 7200.0
     """Silence after which the client is pinged. math.inf: never."""
     keepalive_timeout_s: float = 20.0

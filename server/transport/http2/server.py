@@ -17,6 +17,7 @@ from server.transport.http2.errors import ErrorCode
 from server.transport.http2.options import Options
 from server.transport.http2.session import Session
 from server.transport.http2.statistics import Statistics
+from server.transport.http2.tls import TlsOptions
 
 if TYPE_CHECKING:
     import ssl
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from server.transport.http2.call import Call
     from server.transport.http2.methods import RpcMethodHandler
-    from server.transport.http2.tls import TlsOptions
 
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
 
@@ -45,6 +45,7 @@ class Server:
         self.options = options or Options()
         self.dispatcher = Dispatcher(interceptors)
         self.dispatcher.add_generic(handlers)
+        self.dispatcher.admit = self.options.admit
         self.calls: set[Call] = set()
         """Calls whose handler runs."""
         self.deadlines: Deadlines[Call] = Deadlines()
@@ -52,6 +53,7 @@ class Server:
         self._addresses: list[tuple[Address, ssl.SSLContext | None]] = []
         self._listeners: list[asyncio.Server] = []
         self._sessions: set[Session] = set()
+        self._hosts: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._accepting = False
@@ -78,9 +80,9 @@ class Server:
         """Bind `address` ("host:port", "[::]:port", "unix:path"); the port. RuntimeError where that fails."""
         return self._add(address, None)
 
-    def add_secure_port(self, address: str, credentials: TlsOptions) -> int:
+    def add_secure_port(self, address: str, credentials: TlsOptions | ssl.SSLContext) -> int:
         """As `add_insecure_port`, for TLS. grpc.ServerCredentials cannot be read, hence our own options."""
-        return self._add(address, credentials.context())
+        return self._add(address, credentials.context() if isinstance(credentials, TlsOptions) else credentials)
 
     def _add(self, text: str, context: ssl.SSLContext | None) -> int:
         if self._accepting:
@@ -163,13 +165,26 @@ class Server:
         """Whether there is room for this connection."""
         limit = self.options.max_connections
         if not self._accepting or (limit is not None and len(self._sessions) >= limit):
+            self._counts["refused"] += self._accepting
             return False
+        host_limit = self.options.max_connections_per_host
+        if host_limit is not None and session.host:
+            if self._hosts[session.host] >= host_limit:
+                self._counts["refused"] += 1
+                return False
+            self._hosts[session.host] += 1
         self._sessions.add(session)
         self._counts["connections"] += 1
         return True
 
     def session_closed(self, session: Session) -> None:
+        if session not in self._sessions:  # it was turned away
+            return
         self._sessions.discard(session)
+        if session.host in self._hosts:
+            self._hosts[session.host] -= 1
+            if not self._hosts[session.host]:
+                del self._hosts[session.host]
         self._counts["received"] += session.received_bytes
         self._counts["sent"] += session.sent_bytes
         self._resets.update(session.connection.resets)

@@ -14,13 +14,15 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+import grpc
+
 from server.transport.http2 import tls
+from server.transport.http2.call import Call
 from server.transport.http2.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from server.transport.http2.call import Call
     from server.transport.http2.deadlines import Deadlines
     from server.transport.http2.options import Options
     from server.transport.http2.requests import RequestHead
@@ -47,6 +49,9 @@ class Session(asyncio.BufferedProtocol):
         self.connection = Connection(self, server.options.limits)
         self.connection.sender.inflight = server.options.inflight
         self.peer = ""
+        self.host = ""
+        """The client's address without its port; empty for a socket of the file system."""
+        self._incomplete: set[Receiver] = set()  # unary calls whose request had not arrived at the last look
         self.received_bytes = 0
         self.sent_bytes = 0
         self._transport: asyncio.Transport | None = None
@@ -68,7 +73,9 @@ class Session(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES, low=_WRITE_LOW_BYTES)
-        self.peer = _peer_name(transport.get_extra_info("peername"))
+        name = transport.get_extra_info("peername")
+        self.peer = _peer_name(name)
+        self.host = name[0] if isinstance(name, tuple) else ""
         tls_object: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if tls_object is not None and tls_object.selected_alpn_protocol() != "h2":
             self._transport.abort()
@@ -80,6 +87,7 @@ class Session(asyncio.BufferedProtocol):
         options = self.options
         self._after("handshake", options.handshake_timeout_s, self._check_handshake)
         self._after("keepalive", options.keepalive_interval_s, self._check_silence)
+        self._after("requests", options.request_timeout_s, self._check_requests)
         self._after("idle", options.max_connection_idle_s, self._check_idle)
         age_s = options.max_connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnections
         self._after("age", age_s, self._retire)
@@ -263,6 +271,20 @@ class Session(asyncio.BufferedProtocol):
             self.abort()
         else:
             self._after("frame", left_s, self._check_frame)
+
+    def _check_requests(self) -> None:
+        """End unary calls whose request was incomplete at the last look and still is."""
+        incomplete: set[Receiver] = set()
+        for stream in list(self.connection.streams.values()):
+            call = stream.receiver
+            if not isinstance(call, Call) or call.task is not None or call.done():
+                continue
+            if call in self._incomplete:
+                call.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not arrive in time")
+            else:
+                incomplete.add(call)
+        self._incomplete = incomplete
+        self._after("requests", self.options.request_timeout_s, self._check_requests)
 
     def _check_silence(self) -> None:
         """Ping a client that has been silent for long."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import ssl
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 INSECURE: Final[Mapping[str, Sequence[bytes]]] = {
     "transport_security_type": [b"insecure"],
     "security_level": [b"TSI_SECURITY_NONE"],
 }
 
+Current: TypeAlias = "Callable[[], ssl.SSLContext]"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsOptions:
     """A server's identity and whom it trusts, all as PEM."""
 
-    private_key: bytes
+    private_key: bytes = field(repr=False)
     """The server's private key."""
     certificate_chain: bytes
     """The server's certificate, followed by the intermediate ones."""
@@ -36,6 +38,9 @@ class TlsOptions:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        # A resumed session would skip the check of the client's certificate, and gRPC's connections live long anyway.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
         context.set_alpn_protocols(["h2"])
         with tempfile.TemporaryDirectory() as folder:  # `ssl` loads certificates from files only
             chain, key = Path(folder, "chain.pem"), Path(folder, "key.pem")
@@ -47,6 +52,20 @@ class TlsOptions:
             context.load_verify_locations(cadata=self.client_ca.decode("ascii"))
             context.verify_mode = ssl.CERT_REQUIRED if self.require_client_certificate else ssl.CERT_OPTIONAL
         return context
+
+
+def following(current: Current, identity: TlsOptions) -> ssl.SSLContext:
+    """A context that hands each new connection to the one that `current` gives then.
+
+    `identity` says whether clients need a certificate, which cannot change; everything else may.
+    """
+    context = identity.context()
+
+    def greet(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = current()
+
+    context.sni_callback = greet  # called whether or not the client names a server
+    return context
 
 
 def auth_context(peer_certificate: Mapping[str, Any] | None, pem: bytes | None) -> Mapping[str, Sequence[bytes]]:

@@ -110,3 +110,12 @@ def test_graphs_whose_work_depends_on_values_are_told_apart(tmp_path: Path) -> N
     ):
         (tmp_path / name).write_bytes(proto.SerializeToString())
         assert read_graph(tmp_path / name).steady is steady
+
+
+def test_texts_of_other_bytes_are_refused(tmp_path: Path) -> None:
+    path = onnx_models.with_external_weights(tmp_path)
+    for text in (b"weights.bin", b"x"):
+        model = path.read_bytes()
+        (tmp_path / "other.onnx").write_bytes(model.replace(text, b"\xee" * len(text)))
+        with pytest.raises(LoadFailed, match="is not UTF-8"):
+            read_graph(tmp_path / "other.onnx")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import LoadFailed
+from engines.repository import layout
 from engines.repository.layout import DUPLICATE, Scan, look, resolve_inside, scan, settle, version_of, write_model
 from tests.support import onnx_models
 
@@ -103,6 +104,23 @@ def test_links_may_stand_for_models_and_versions_and_never_lead_in_circles(tmp_p
     assert list(found.models) == ["m"]
     assert list(found.models["m"].versions) == [1, 2]
     assert found.models["m"].versions[2].files == ("again/model.onnx", "model.onnx")
+
+
+def test_a_look_does_not_wander_over_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = onnx_models.write(tmp_path / "root", "m")
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    (tmp_path / "outside" / "deep" / "file").touch()
+    (tmp_path / "outside" / "model.onnx").touch()
+    (folder / "1" / "assets").symlink_to(tmp_path / "outside")
+    (folder / "2").symlink_to(tmp_path / "outside")
+    found = look("m", folder).versions
+    assert found[1].files == ("model.onnx",)
+    assert found[2].files == ("deep/file", "model.onnx")  # a version folder may be a link
+    monkeypatch.setattr(layout, "MAX_ENTRIES", 3)
+    onnx_models.write(tmp_path / "root", "n")
+    assert scan([tmp_path / "root"]).problems == {
+        "m": "the model folder cannot be read: it holds more than 3 files and folders"
+    }
 
 
 def test_a_mounted_volume_resolves_inside(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ async def echo(request: bytes, context: Any) -> bytes:
     return request
 
 
+async def echo_all(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request
+
+
 class Gate:
     """A handler that waits until it is let through, and notes how it ended."""
 
@@ -505,6 +510,47 @@ def test_connections_beyond_the_limit_are_closed() -> None:
             await first.until(frames.SETTINGS)
             await second.closed()
             assert server.statistics().connections == 1
+        await server.stop(None)
+
+    run(scenario())
+
+
+def test_connections_beyond_an_addresss_limit_are_closed_and_room_is_made_again() -> None:
+    async def scenario() -> None:
+        server, port = await start(Options(max_connections_per_host=1))
+        async with Raw(port) as first:
+            first.greet()
+            await first.until(frames.SETTINGS)
+            async with Raw(port) as second:
+                await second.closed()
+            assert server.statistics().connections == 1
+            first.writer.write_eof()
+            await first.closed()
+        async with Raw(port) as third:
+            third.greet()
+            await third.until(frames.SETTINGS)
+        await server.stop(None)
+
+    run(scenario())
+
+
+def test_a_request_that_dribbles_in_is_given_up() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        server, port = await start(Options(request_timeout_s=0.1), gate=UU(gate), all=SS(echo_all))
+        async with Raw(port) as client:
+            client.greet()
+            client.request(1, "/test/gate", body=b"whole")  # it has arrived, and may take as long as it likes
+            await gate.entered.wait()
+            for stream_id, path in ((3, b"/test/all"), (5, b"/test/gate")):  # a stream may pause
+                fields = [(n.encode(), path if n == ":path" else v.encode()) for n, v in GRPC]
+                block = hpack.encode(fields)
+                client.writer.write(frames.headers(stream_id, block, end_stream=False, max_frame_size=16_384))
+                client.writer.write(frames.head(3, frames.DATA, 0, stream_id) + b"\0\0\0")
+            _, _, stream_id, _ = await client.until(frames.HEADERS)
+            assert stream_id == 5
+            gate.opened.set()
+            assert (await client.until(frames.HEADERS))[2] == 1
         await server.stop(None)
 
     run(scenario())
