@@ -14,7 +14,8 @@ ALLOWED = (
     "server/transport/feedback.py",
 )
 """Building stands beside the serving path; machines that share a Redis agree on the age of a value by the wall's clock,
-and one that is wrong costs a look-up; kept downloads are dated, and the oldest leave first; outcomes are dated by the machines that report them."""
+and one that is wrong costs a look-up; kept downloads are dated, and the oldest leave first; outcomes are dated by the
+machines that report them."""
 WALL = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("datetime", "today")}
 
 
