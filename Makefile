@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos settings lock conformance clean
+.PHONY: help install demo serve test check fast format protos settings lock load peers conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,8 +72,15 @@ fuzz: $(READY) ## Feed mutated bytes to all that strangers can reach, FUZZ_SECON
 soak: $(READY) ## Mixed traffic for hours, memory watched; SOAK_SECONDS=14400
 	@$(BIN)/python loadtest/soak.py --seconds $(or $(SOAK_SECONDS),14400) --out soak.json
 
+load: $(READY) ## Load on a running server: make load SCENARIO=loadtest/scenarios/mixed.toml
+	@$(BIN)/python -m loadtest run $(or $(SCENARIO),loadtest/scenarios/digits.toml) $(ARGS)
+
+peers: $(READY) ## Measure Kairos beside its peers and write docs/performance.md (see loadtest/README.md)
+	@$(BIN)/python -m loadtest.peers --write $(ARGS)
+
 conformance: ## Build the conformance tools into .tools (needs Go)
 	@tests/conformance/install.sh
+	@loadtest/ghz/install.sh
 
 clean: ## Remove the environment and all caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
