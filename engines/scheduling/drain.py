@@ -51,6 +51,13 @@ _MAY_BE_GONE: Final = 0.01
 """Share of executed rows whose callers may have left for their deadlines meanwhile."""
 _LAG_STEP: Final = 0.5
 """How much of a full execution the lag grows by when all callers of a batch are gone."""
+_LAG_MOST: Final = 0.5
+"""It takes no more than this share of the time that a request has left."""
+_LAG_HALF_LIFE_S: Final = 2.0
+_DOUBTS: Final = 8
+"""So many refused in a row by an idle engine, and ..."""
+_DOUBT_IDLE: Final = 20.0
+"""... this many executions' time without any: the next one runs, right or wrong. A twentieth of the engine's time."""
 _PLANNED: Final = 3
 """Lanes, by their heads, that are worth a plan: whoever must start first is nearly always among them."""
 _LEAST_S: Final = 0.05
@@ -87,7 +94,9 @@ class DrainQueue:
         self._refusals: list[Refusal] = []
         self._alarm = math.inf
         self._demand = Fading(0.1)
-        self._lag_s = 0.0
+        self._lag = Fading(_LAG_HALF_LIFE_S)
+        self._doubts = 0
+        """Refused at the door since the last execution, though nothing ran or waited."""
         self._tightest = self._loosest = math.inf
         self._timed_at = -math.inf
         self._ran_at = -math.inf
@@ -106,6 +115,7 @@ class DrainQueue:
             self._admit(pending, now)
         except InferError:
             self._ledger.refused(pending)
+            self._doubts += not (self._backlog.requests or len(self.running))
             raise
         self._seq = pending.seq = self._seq + 1
         self._backlog.add(pending)
@@ -138,6 +148,7 @@ class DrainQueue:
         members = self._cut(lane, plan, target, now)
         rows = _rows(members)
         self._ledger.started(members, now)
+        self._doubts = 0
         number = self.running.start(members, now, self.cost.means[min(rows, self.limits.max_rows)])
         return Turn(Batch(members, rows, self.cost.padded(rows), closed_by, number), self._told())
 
@@ -167,11 +178,13 @@ class DrainQueue:
     def _follow_lag(self, report: BatchReport) -> None:
         """Callers count from when they asked, the server from when it heard, and a busy client or network lies between.
 
-        Callers who are gone when their answer is ready show by how much; the lag is moved until one in a hundred is.
+        Callers who are gone when their answer is ready show by how much; the lag is moved until one in a hundred is. It
+        also fades by itself: were it to refuse everybody, nothing would run that could show it to be wrong.
         """
         full_s = self.cost.means[-1]
+        lag_s, now = self._lag.value(report.finished), report.finished
         gone = report.abandoned_rows / max(1, report.rows) - _MAY_BE_GONE
-        self._lag_s = min(max(0.0, self._lag_s + _LAG_STEP * gone * full_s), full_s)
+        self._lag.add(min(max(-lag_s, _LAG_STEP * gone * full_s), full_s - lag_s), now)
 
     def clear(self) -> Sequence[Pending]:
         """See Scheduler.clear."""
@@ -235,7 +248,8 @@ class DrainQueue:
         bound = self.limits.policy_of(pending.level).max_requests
         if 0 < bound <= self._backlog.in_level(pending.level):
             raise Overloaded(FULL, retry_after_s=self._drained_in())
-        finish_by = pending.deadline - self.options.reply_s - self._lag_s
+        left = pending.deadline - self.options.reply_s - now
+        finish_by = now + left - min(self._lag.value(now), _LAG_MOST * left)
         pending.order = min(finish_by, _starts_by(pending) + self.cost.bounds[-1])
         if pending.order == math.inf:
             return
@@ -315,7 +329,12 @@ class DrainQueue:
 
     def _trusts(self, now: float) -> bool:
         """Whether the estimates are fresh enough to refuse anybody."""
-        return now - self._ran_at <= self.options.stale_s or len(self.running) > 0
+        if len(self.running) > 0:
+            return True
+        idle_s = now - self._ran_at
+        if self._doubts >= _DOUBTS and idle_s > _DOUBT_IDLE * self.cost.bounds[1]:
+            return False
+        return idle_s <= self.options.stale_s
 
     def _told(self) -> Sequence[Refusal]:
         told, self._refusals = self._refusals, []

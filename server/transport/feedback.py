@@ -22,7 +22,7 @@ from server.watch.rank import Correlation
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Feedback"].full_name
 
-MAX_OUTCOMES: Final = 10_000
+MAX_OUTCOMES: Final = 4_000
 """Most of one message: more would keep others from the disk for too long."""
 MAX_TEXT: Final = 256
 """Longest id, label and name of a metric, in characters."""

@@ -396,3 +396,33 @@ def test_callers_who_are_gone_when_the_answer_is_ready_make_it_count_from_earlie
         finish(queue, queue.take(0.0), 0.0, took=0.011)
         ask(queue, "a", 1.0)
     queue.withdraw(ask(queue, "c", 0.014))
+
+
+def test_what_callers_did_not_wait_for_is_forgotten_and_never_takes_all_of_their_time() -> None:
+    queue = make()
+    ask(queue, "first", 1.0)
+    for _ in range(40):
+        finish(queue, queue.take(0.0), 0.0, took=0.011, gone=1)
+        ask(queue, "next", 1.0)
+    finish(queue, queue.take(0.0), 0.0, took=0.011)
+    with pytest.raises(Overloaded):
+        ask(queue, "soon after", 0.014)
+    queue.withdraw(ask(queue, "with twice the time that it takes", 0.023))
+    queue.withdraw(ask(queue, "later", 0.014, now=20.0))
+
+
+def test_an_idle_engine_that_refuses_everybody_tries_one() -> None:
+    queue = make()
+    ask(queue, "ran", 1.0)
+    finish(queue, queue.take(0.0), 0.0, took=0.011)
+    for number in range(8):
+        with pytest.raises(Overloaded):
+            ask(queue, f"hopeless {number}", 0.005, now=0.012)
+    with pytest.raises(Overloaded):
+        ask(queue, "too soon to try again", 0.005, now=0.1)
+    ask(queue, "tried", 0.005, now=0.3)
+    turn = queue.take(0.3)
+    assert names(turn.batch) == ["tried"]
+    finish(queue, turn, 0.3, took=0.011)
+    with pytest.raises(Overloaded):
+        ask(queue, "as before", 0.005, now=0.32)
