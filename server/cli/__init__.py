@@ -10,6 +10,7 @@ from server.cli.cache import cache
 from server.cli.compare import compare
 from server.cli.demo import demo
 from server.cli.feedback import feedback
+from server.cli.health import health
 from server.cli.label import label
 from server.cli.models import models
 from server.cli.plan import plan
@@ -50,6 +51,7 @@ for command in (
     compare,
     profile,
     cache,
+    health,
     rollout,
     label,
     token,
