@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos settings lock load peers conformance clean
+.PHONY: help install demo serve test check fast format protos settings lock hashes load peers conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,17 @@ lock: ## Write constraints.txt anew from what pyproject.toml resolves to today
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@build/lock/bin/python -m pip freeze --exclude-editable > constraints.txt
+	@$(MAKE) --no-print-directory hashes
+
+UV      := build/uv/bin/uv
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+           --constraint constraints.txt
+
+hashes: ## Write the images' locks with hashes from constraints.txt
+	@test -x $(UV) || $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@$(UV) $(COMPILE) --extra sources --output-file deploy/docker/requirements.lock pyproject.toml
+	@$(UV) $(COMPILE) --extra sources --extra gpu --output-file deploy/docker/requirements-gpu.lock pyproject.toml
+	@echo 'setuptools>=77' | $(UV) $(COMPILE) --output-file deploy/docker/requirements-build.lock -
 
 FUZZ_SECONDS ?= 600
 .PHONY: fuzz
