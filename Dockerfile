@@ -31,8 +31,8 @@ LABEL org.opencontainers.image.title="kairos" \
       org.opencontainers.image.description="A gRPC model server that batches by each call's own deadline" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-RUN groupadd --system --gid 10001 kairos \
-    && useradd --system --uid 10001 --gid kairos --home-dir /var/lib/kairos --shell /usr/sbin/nologin kairos \
+RUN groupadd --gid 10001 kairos \
+    && useradd --no-create-home --uid 10001 --gid kairos --home-dir /var/lib/kairos --shell /usr/sbin/nologin kairos \
     && install -d -o kairos -g kairos /var/lib/kairos /var/cache/kairos \
     && install -d /models
 COPY --from=cpu-packages /opt/kairos /opt/kairos
@@ -78,8 +78,8 @@ LABEL org.opencontainers.image.title="kairos-gpu" \
       org.opencontainers.image.description="A gRPC model server that batches by each call's own deadline, with CUDA" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-RUN groupadd --system --gid 10001 kairos \
-    && useradd --system --uid 10001 --gid kairos --home-dir /var/lib/kairos --shell /usr/sbin/nologin kairos \
+RUN groupadd --gid 10001 kairos \
+    && useradd --no-create-home --uid 10001 --gid kairos --home-dir /var/lib/kairos --shell /usr/sbin/nologin kairos \
     && install -d -o kairos -g kairos /var/lib/kairos /var/cache/kairos \
     && install -d /models
 COPY --from=gpu-packages /opt/kairos /opt/kairos

@@ -92,6 +92,8 @@ peers: $(READY) ## Measure Kairos beside its peers and write docs/performance.md
 conformance: ## Build the conformance tools into .tools (needs Go)
 	@tests/conformance/install.sh
 	@loadtest/ghz/install.sh
+conformance: ## Build the tools that tests run into .tools (needs Go)
+	@tests/deploy/install.sh
 
 clean: ## Remove the environment and all caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

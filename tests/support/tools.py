@@ -21,10 +21,11 @@ def program(name: str, remedy: str = "`make conformance` builds it (needs Go)") 
     found = shutil.which(name, path=f"{FOLDER}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is not None:
         return found
-    return _missing(f"{name} is missing: {remedy}")
+    return missing(f"{name} is missing: {remedy}")
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
+    """End the test for what it lacks."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -36,4 +37,4 @@ def library(name: str, remedy: str) -> str:
     for folder in (*folders, Path("/usr/lib"), Path("/usr/local/lib")):
         if (found := next(folder.rglob(name), None)) is not None:
             return str(found)
-    return _missing(f"{name} is missing: {remedy}")
+    return missing(f"{name} is missing: {remedy}")
