@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos settings lock hashes load peers conformance clean
+.PHONY: help install demo serve test check fast format protos settings lock audit hashes load peers conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,12 @@ peers: $(READY) ## Measure Kairos beside its peers and write docs/performance.md
 	@$(BIN)/python -m loadtest.peers --write $(ARGS)
 
 conformance: ## Build the conformance tools into .tools (needs Go)
+audit: ## Look for known vulnerabilities and for licences not allowed in what the images install
+	@rm -rf build/audit && $(PYTHON) -m venv build/audit
+	@build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/docker/requirements-gpu.lock
+	@build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'pip-licenses>=5.5,<6'
+	@build/audit/bin/python deploy/audit/audit.py build/audit
+conformance: ## Build the tools that tests run into .tools (needs Go)
 	@tests/conformance/install.sh
 	@loadtest/ghz/install.sh
 conformance: ## Build the tools that tests run into .tools (needs Go)

@@ -23,7 +23,7 @@ LOCKS = sorted(DOCKER.glob("*.lock"))
 def pins(path: Path) -> dict[str, str]:
     """Versions by package; a line that pins none is no pin."""
     return {
-        canonicalize_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==([^ ;]+)", path.read_text())
+        canonicalize_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", path.read_text())
     }
 
 
