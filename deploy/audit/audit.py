@@ -27,8 +27,8 @@ def entries(path: Path) -> dict[str, str]:
 
 def is_allowed(licence: str, allowed: set[str]) -> bool:
     """Whether a package's licence is: of A OR B one must be, of A AND B (and lists of classifiers) all."""
-    name = licence.strip().split("\n")[0].strip("() ")  # some packages give the whole text
-    if name in allowed:
+    name = licence.strip().split("\n")[0]  # some packages give the whole text
+    if {name, name.strip("() ")} & allowed:
         return True
     for word, decide in ((r";| AND ", all), (r" OR ", any)):
         parts = re.split(word, name)
