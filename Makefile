@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos settings lock audit hashes load peers conformance clean
+.PHONY: help install demo serve test check fast format protos settings lock hashes audit load peers conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +68,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
            --constraint constraints.txt
 
 hashes: ## Write the images' locks with hashes from constraints.txt
-	@test -x $(UV) || $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@test -x $(UV) || { $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; }
 	@$(UV) $(COMPILE) --extra sources --output-file deploy/docker/requirements.lock pyproject.toml
 	@$(UV) $(COMPILE) --extra sources --extra gpu --output-file deploy/docker/requirements-gpu.lock pyproject.toml
 	@echo 'setuptools>=77' | $(UV) $(COMPILE) --output-file deploy/docker/requirements-build.lock -
@@ -89,17 +89,16 @@ load: $(READY) ## Load on a running server: make load SCENARIO=loadtest/scenario
 peers: $(READY) ## Measure Kairos beside its peers and write docs/performance.md (see loadtest/README.md)
 	@$(BIN)/python -m loadtest.peers --write $(ARGS)
 
-conformance: ## Build the conformance tools into .tools (needs Go)
 audit: ## Look for known vulnerabilities and for licences not allowed in what the images install
 	@rm -rf build/audit && $(PYTHON) -m venv build/audit
 	@build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/docker/requirements-gpu.lock
 	@build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'pip-licenses>=5.5,<6'
 	@build/audit/bin/python deploy/audit/audit.py build/audit
+
 conformance: ## Build the tools that tests run into .tools (needs Go)
 	@tests/conformance/install.sh
-	@loadtest/ghz/install.sh
-conformance: ## Build the tools that tests run into .tools (needs Go)
 	@tests/deploy/install.sh
+	@loadtest/ghz/install.sh
 
 clean: ## Remove the environment and all caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
