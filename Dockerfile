@@ -2,7 +2,7 @@
 #
 # Give the bases by digest, so that the same commit makes the same image:
 #   docker build --target cpu --build-arg PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:... .
-# All packages are installed from locks with hashes (`make hashes` writes them) and as wheels: no compiler, no surprise.
+# All packages are installed from locks with hashes (`make hashes` writes them), as wheels wherever there are any.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
@@ -65,9 +65,14 @@ FROM gpu-base AS gpu-packages
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip python3-venv \
     && rm -rf /var/lib/apt/lists/*
-COPY deploy/docker/requirements-gpu.lock /src/
-RUN python3 -m venv --without-pip /opt/kairos && python3 -m pip --python /opt/kairos/bin/python install \
-    --no-cache-dir --require-hashes --only-binary :all: -r /src/requirements-gpu.lock
+COPY deploy/docker/requirements-build.lock deploy/docker/requirements-gpu.lock /src/
+# TensorRT's two outer packages exist as sources only: a few lines that the locked setuptools packs.
+RUN python3 -m venv --without-pip /opt/kairos \
+    && python3 -m pip --python /opt/kairos/bin/python install \
+    --no-cache-dir --require-hashes --only-binary :all: -r /src/requirements-build.lock \
+    && python3 -m pip --python /opt/kairos/bin/python install \
+    --no-cache-dir --require-hashes --no-build-isolation --only-binary :all: --no-binary tensorrt,tensorrt-cu13 \
+    -r /src/requirements-gpu.lock
 COPY --from=wheel /wheels /wheels
 RUN python3 -m pip --python /opt/kairos/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
