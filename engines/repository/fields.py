@@ -41,6 +41,9 @@ HONOURED: Final = frozenset(
         "optimization.graph.level",
         "optimization.cuda",
         "optimization.cuda.busy_wait_events",
+        "optimization.execution_accelerators",
+        "optimization.execution_accelerators.cpu_execution_accelerator",
+        "optimization.execution_accelerators.cpu_execution_accelerator.name",
         "dynamic_batching",
         "dynamic_batching.preferred_batch_size",
         "dynamic_batching.max_queue_delay_microseconds",
@@ -135,7 +138,6 @@ INERT: Final[Mapping[str, str]] = {
     "optimization.output_pinned_memory.enable": "as above",
     "optimization.cuda.graphs": "CUDA graphs are used wherever they can be; gpu.no_graphs turns them off",
     "optimization.cuda.output_copy_stream": "copies always have streams of their own",
-    "optimization.execution_accelerators": "an empty block asks for nothing; its fields are refused",
     "model_operations": "an empty block asks for nothing; its field is refused",
     "model_repository_agents": "an empty block asks for nothing; its field is refused",
     "model_metrics": "an empty block asks for nothing; its field is refused",
@@ -156,7 +158,9 @@ REFUSED: Final[Mapping[str, str]] = {
     "optimization.priority": "engines have no priority over each other; use dynamic_batching.priority_levels",
     "optimization.cuda.graph_spec": "graphs are captured for the sizes of batches that come",
     "optimization.execution_accelerators.gpu_execution_accelerator": "build a TensorRT plan with `kairos plan`",
-    "optimization.execution_accelerators.cpu_execution_accelerator": "no accelerator is installed with ONNX Runtime",
+    "optimization.execution_accelerators.cpu_execution_accelerator.parameters": (
+        "threads come from intra_op_thread_count and instance_group.count"
+    ),
     "optimization.gather_kernel_buffer_threshold": "this needs a GPU",
     "optimization.eager_batching": "batches are always formed once an engine is free, never before",
     "sequence_batching": "sequences of requests are not supported",

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
+from engines.backends.options import Accelerator, EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
 from engines.repository.config import is_plan
 from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
@@ -160,6 +160,7 @@ def engine_options_of(config: pb.ModelConfig) -> EngineOptions:
         memory_pattern=_switch(parameters, "enable_mem_pattern", default=True),
         session_config=MappingProxyType({key: parameters[key] for key in SESSION_PARAMETERS if key in parameters}),
         gpu=gpu_options_of(config),
+        accelerator=_accelerator(config, parameters),
     )
 
 
@@ -194,6 +195,22 @@ def gpu_options_of(config: pb.ModelConfig) -> GpuOptions | None:
         memory_bytes=given.memory_bytes,
         provider=MappingProxyType(dict(given.provider)),
     )
+
+
+def _accelerator(config: pb.ModelConfig, parameters: Mapping[str, str]) -> Accelerator | None:
+    """What is asked for; whether this machine has it shows when the model is opened."""
+    given = config.optimization.execution_accelerators.cpu_execution_accelerator
+    if not given:
+        return None
+    what = "optimization.execution_accelerators.cpu_execution_accelerator"
+    if len(given) > 1:
+        raise LoadFailed(f"{what}: there can be one, not {len(given)}")
+    known = {accelerator.value: accelerator for accelerator in Accelerator}
+    if given[0].name not in known:
+        raise LoadFailed(f"{what}.name: '{given[0].name}' is none of {', '.join(known)}")
+    if config.optimization.graph.level or parameters.get("execution_mode", "0") == "1":
+        raise LoadFailed(f"{what}: optimization.graph.level and execution_mode have no effect on {given[0].name}")
+    return known[given[0].name]
 
 
 def _instances(config: pb.ModelConfig) -> int:
