@@ -7,7 +7,7 @@ import math
 import pytest
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
+from engines.backends.options import Accelerator, EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
 from engines.repository.settings import (
@@ -30,6 +30,11 @@ def limits(text: str, max_batch_size: int = 8) -> Limits:
 
 def engine(text: str) -> EngineOptions:
     return engine_options_of(parse_text(text))
+
+
+def accelerated(*names: str) -> str:
+    named = " ".join(f"cpu_execution_accelerator {{ name: '{name}' }}" for name in names)
+    return f"optimization {{ execution_accelerators {{ {named} }} }}"
 
 
 def parameter(key: str, value: str) -> str:
@@ -133,6 +138,11 @@ def test_all_parameters_are_heard() -> None:
     )
 
 
+def test_accelerators() -> None:
+    assert engine(accelerated("openvino")) == EngineOptions(accelerator=Accelerator.OPENVINO)
+    assert engine(accelerated()) == EngineOptions()
+
+
 def test_parallel_execution_takes_all_cores_unless_told() -> None:
     assert engine(parameter("execution_mode", "1")).inter_op_threads == available_cores()
     assert engine(parameter("inter_op_thread_count", "1")).inter_op_threads == 0
@@ -170,6 +180,13 @@ def test_instance_groups(text: str, instances: int) -> None:
         ("instance_group { kind: KIND_GPU } gpu { in_flight: 4 }", "gpu.in_flight: 4 is not between 1 and 3"),
         ("instance_group { count: -1 }", "instance_group.count: -1 is negative"),
         ("instance_group { count: 1 } instance_group { }", "instance_group.count: with several groups"),
+        (accelerated("tensorrt"), "cpu_execution_accelerator.name: 'tensorrt' is none of openvino"),
+        (accelerated("openvino", "openvino"), "cpu_execution_accelerator: there can be one, not 2"),
+        (
+            accelerated("openvino") + parameter("execution_mode", "1"),
+            "graph.level and execution_mode have no effect on openvino",
+        ),
+        (accelerated("openvino").replace("{", "{ graph { level: 1 }", 1), "have no effect on openvino"),
         ("optimization { graph { level: 3 } }", "optimization.graph.level: 3 is none of 0, -1, 1, 2"),
         (
             parameter("intra_op_threads", "2"),
