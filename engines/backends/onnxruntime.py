@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -41,7 +42,8 @@ _LEVELS: Final = {
 }
 _ERRORS_ONLY: Final = 3
 _CPU: Final = "CPUExecutionProvider"
-_PROVIDERS: Final = {Accelerator.OPENVINO: "OpenVINOExecutionProvider"}
+_OPENVINO: Final = "OpenVINOExecutionProvider"
+_IN_BF16: Final = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}})
 
 _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 """What ONNX Runtime says when it gets no memory: it has no error class for that."""
@@ -152,16 +154,20 @@ class SessionSource:
 
     def _accelerated(self, accelerator: Accelerator, threads: int, streams: int) -> ort.InferenceSession:
         """OpenVINO optimises the graph by itself, so it gets it as it is; what it compiles cannot be kept as ONNX."""
-        if accelerator not in offered():
+        if _OPENVINO not in ort.get_available_providers():
             raise LoadFailed(
-                f"optimization.execution_accelerators: ONNX Runtime {ort.__version__} was installed without "
-                f"{accelerator.value}; install onnxruntime-{accelerator.value} in place of onnxruntime"
+                f"optimization.execution_accelerators: ONNX Runtime {ort.__version__} was installed without OpenVINO; "
+                "install onnxruntime-openvino in place of onnxruntime"
             )
+        if accelerator is Accelerator.OPENVINO_BF16 and not self.processor.bf16:
+            raise LoadFailed("optimization.execution_accelerators: this processor does not multiply BF16")
         settings = self._settings(threads)
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Its threads are those of all streams together. Without a fall-back: the CPU's kernels would answer in silence.
         options = {"device_type": "CPU", "num_of_threads": str(threads * streams), "num_streams": str(streams)}
-        providers = [(_PROVIDERS[accelerator], options), _CPU]
+        if accelerator is Accelerator.OPENVINO_BF16:
+            options["load_config"] = _IN_BF16
+        providers = [(_OPENVINO, options), _CPU]
         return ort.InferenceSession(str(self.model_file), settings, providers=providers, enable_fallback=0)
 
     def _open_and_keep(self, cached: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
@@ -229,10 +235,11 @@ def _session(model_file: Path, settings: ort.SessionOptions) -> ort.InferenceSes
     return ort.InferenceSession(str(model_file), settings, providers=[_CPU])
 
 
-def offered() -> tuple[Accelerator, ...]:
-    """The accelerators of the ONNX Runtime that is installed."""
-    available = ort.get_available_providers()
-    return tuple(accelerator for accelerator, provider in _PROVIDERS.items() if provider in available)
+def offered(processor: Processor) -> tuple[Accelerator, ...]:
+    """The accelerators that the installed ONNX Runtime has for this processor."""
+    if _OPENVINO not in ort.get_available_providers():
+        return ()
+    return tuple(Accelerator) if processor.bf16 else (Accelerator.OPENVINO,)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ class Accelerator(enum.Enum):
 
     OPENVINO = "openvino"
     """Intel's kernels for processors, in builds of ONNX Runtime that have them."""
+    OPENVINO_BF16 = "openvino-bf16"
+    """The same, told to compute in BF16 what the graph has in FP32: for processors that multiply BF16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

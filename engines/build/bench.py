@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from google.protobuf import text_format
 
 from engines.backends.onnxruntime import OnnxRuntimeEngine, Sessions, SessionSource
 from engines.backends.options import Accelerator
@@ -28,7 +29,9 @@ from engines.repository.config import DEFAULT_MAX_BATCH_SIZE, MODEL_FILE
 from engines.repository.definition import Definition, define, read_config
 from engines.repository.graph import read_graph
 from engines.repository.layout import CONFIG_FILE, look, version_of
+from engines.repository.settings import name_accelerator
 from engines.tensor import Array
+from server.pb import model_config_pb2 as pb
 
 ROUNDS: Final = 9
 """Turns that each candidate gets in a measurement; the median of them counts."""
@@ -105,8 +108,9 @@ class Bench:
     def name_accelerator(self, accelerator: Accelerator) -> None:
         """Have the configuration say what all versions run on."""
         path = self.folder / CONFIG_FILE
-        named = f'cpu_execution_accelerator {{ name: "{accelerator.value}" }}'
-        path.write_text(f"{path.read_text()}optimization {{ execution_accelerators {{ {named} }} }}\n")
+        named = pb.ModelConfig()
+        name_accelerator(named, accelerator)
+        path.write_text(path.read_text() + text_format.MessageToString(named))
 
     def engine(self, trial: Trial) -> OnnxRuntimeEngine:
         """The candidate's engine, with one thread. Raises BuildFailed."""

@@ -92,7 +92,9 @@ class Maker:
         elif graphs.opset_of(self.prepared.model) < OLDEST_OPSET:
             self.notes.append("int8 left out: the opset is too old")
             int8 = []
-        self.notes.append("bf16 left out: ONNX Runtime computes it in FP32, so it can only be smaller, never faster")
+        self.notes.append(
+            "bf16 left out: ONNX Runtime's own kernels compute it in FP32, so it can only be smaller, never faster"
+        )
         return [*int8, Precision.FP16, Precision.FP32]
 
     def _accelerated(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -103,12 +105,13 @@ class Maker:
             self.notes.append(f"everything runs on {named.value}: config.pbtxt says so")
             return []
         found: list[Candidate] = []
-        for accelerator in Accelerator:
-            if accelerator not in offered():
-                self.notes.append(f"{accelerator.value} left out: the installed ONNX Runtime comes without it")
-            elif self.configured:
-                self.notes.append(f"{accelerator.value} left out: the model has a config.pbtxt, which is kept as it is")
-            else:
+        accelerators = offered(self.bench.processor)
+        if not accelerators:
+            self.notes.append("openvino left out: the installed ONNX Runtime comes without it")
+        elif self.configured:
+            self.notes.append("openvino left out: the model has a config.pbtxt, which is kept as it is")
+        else:
+            for accelerator in accelerators:
                 found.extend(self._on(accelerator, candidates))
         return found
 

@@ -27,6 +27,7 @@ from engines.build.errors import BuildFailed
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
 from engines.repository.layout import CONFIG_FILE
+from engines.repository.settings import name_accelerator
 from server.pb import model_config_pb2 as pb
 
 FEWEST: Final = 20
@@ -160,11 +161,7 @@ def apply(best: Point, folder: Path) -> Path:
         config.dynamic_batching.preferred_batch_size.append(best.rows)
     del config.instance_group[:]
     config.instance_group.add(count=best.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
-    if best.accelerator is not None or config.optimization.HasField("execution_accelerators"):
-        accelerators = config.optimization.execution_accelerators
-        del accelerators.cpu_execution_accelerator[:]
-        if best.accelerator is not None:
-            accelerators.cpu_execution_accelerator.add(name=best.accelerator.value)
+    name_accelerator(config, best.accelerator)
     config.parameters["intra_op_thread_count"].string_value = str(best.threads)
     text = text_format.MessageToString(config)
     if unbatched:  # the text format leaves zeros out, but this one does not mean the same as none

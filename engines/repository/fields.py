@@ -44,6 +44,7 @@ HONOURED: Final = frozenset(
         "optimization.execution_accelerators",
         "optimization.execution_accelerators.cpu_execution_accelerator",
         "optimization.execution_accelerators.cpu_execution_accelerator.name",
+        "optimization.execution_accelerators.cpu_execution_accelerator.parameters",
         "dynamic_batching",
         "dynamic_batching.preferred_batch_size",
         "dynamic_batching.max_queue_delay_microseconds",
@@ -158,9 +159,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "optimization.priority": "engines have no priority over each other; use dynamic_batching.priority_levels",
     "optimization.cuda.graph_spec": "graphs are captured for the sizes of batches that come",
     "optimization.execution_accelerators.gpu_execution_accelerator": "build a TensorRT plan with `kairos plan`",
-    "optimization.execution_accelerators.cpu_execution_accelerator.parameters": (
-        "threads come from intra_op_thread_count and instance_group.count"
-    ),
     "optimization.gather_kernel_buffer_threshold": "this needs a GPU",
     "optimization.eager_batching": "batches are always formed once an engine is free, never before",
     "sequence_batching": "sequences of requests are not supported",

@@ -46,6 +46,13 @@ SESSION_PARAMETERS: Final = (
 )
 """ONNX Runtime takes any key without complaint, so those that name no file and do something are listed here."""
 
+OPENVINO: Final = "openvino"
+PRECISION_MODE: Final = "precision_mode"
+PRECISION_MODES: Final[Mapping[str, Accelerator]] = MappingProxyType(
+    {"FP32": Accelerator.OPENVINO, "BF16": Accelerator.OPENVINO_BF16}
+)
+"""As Triton names the parameter of its other accelerator that has precisions."""
+
 _US: Final = 1e-6
 
 
@@ -197,20 +204,36 @@ def gpu_options_of(config: pb.ModelConfig) -> GpuOptions | None:
     )
 
 
+def name_accelerator(config: pb.ModelConfig, accelerator: Accelerator | None) -> None:
+    """Have a configuration name the accelerator, and no other."""
+    if accelerator is None and not config.optimization.HasField("execution_accelerators"):
+        return
+    named = config.optimization.execution_accelerators.cpu_execution_accelerator
+    del named[:]
+    if accelerator is not None:
+        in_bf16 = accelerator is Accelerator.OPENVINO_BF16
+        named.add(name=OPENVINO, parameters={PRECISION_MODE: "BF16"} if in_bf16 else {})
+
+
 def _accelerator(config: pb.ModelConfig, parameters: Mapping[str, str]) -> Accelerator | None:
     """What is asked for; whether this machine has it shows when the model is opened."""
     given = config.optimization.execution_accelerators.cpu_execution_accelerator
     if not given:
         return None
     what = "optimization.execution_accelerators.cpu_execution_accelerator"
+    if gpu_options_of(config) is not None:
+        raise LoadFailed(f"{what}: the model runs on GPUs")
     if len(given) > 1:
         raise LoadFailed(f"{what}: there can be one, not {len(given)}")
-    known = {accelerator.value: accelerator for accelerator in Accelerator}
-    if given[0].name not in known:
-        raise LoadFailed(f"{what}.name: '{given[0].name}' is none of {', '.join(known)}")
+    if given[0].name != OPENVINO:
+        raise LoadFailed(f"{what}.name: '{given[0].name}' is not known; known is {OPENVINO}")
     if config.optimization.graph.level or parameters.get("execution_mode", "0") == "1":
-        raise LoadFailed(f"{what}: optimization.graph.level and execution_mode have no effect on {given[0].name}")
-    return known[given[0].name]
+        raise LoadFailed(f"{what}: optimization.graph.level and execution_mode have no effect on {OPENVINO}")
+    options = dict(given[0].parameters)
+    precision = options.pop(PRECISION_MODE, "FP32")
+    if options or precision not in PRECISION_MODES:
+        raise LoadFailed(f"{what}.parameters: there is {PRECISION_MODE} alone, {' or '.join(PRECISION_MODES)}")
+    return PRECISION_MODES[precision]
 
 
 def _instances(config: pb.ModelConfig) -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from engines.backends.onnxruntime import offered
 from engines.backends.options import Accelerator
+from engines.backends.processor import this_processor
 from engines.build.bench import open_version
 from engines.build.errors import BuildFailed
 from engines.build.manifest import plain
@@ -98,7 +99,7 @@ def profile(model: Path, **values: Any) -> None:  # noqa: ANN401  (click hands o
 def accelerators_of(names: Sequence[str]) -> tuple[Accelerator | None, ...]:
     """What to sweep; None for ONNX Runtime's own kernels."""
     if not names:
-        return (None, *offered())
+        return (None, *offered(this_processor()))
     return tuple(dict.fromkeys(None if name == OWN_KERNELS else Accelerator(name) for name in names))
 
 

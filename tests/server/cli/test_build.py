@@ -134,4 +134,4 @@ def test_profile_sweeps_all_that_the_runtime_offers(monkeypatch: pytest.MonkeyPa
     assert accelerators_of(()) == (None,)
     assert accelerators_of(("openvino", "none", "none")) == (Accelerator.OPENVINO, None)
     PretendOpenVino.install(monkeypatch)
-    assert accelerators_of(()) == (None, Accelerator.OPENVINO)
+    assert accelerators_of(())[:2] == (None, Accelerator.OPENVINO)
