@@ -185,7 +185,8 @@ def _layout(maker: Maker, chosen: Candidate) -> str:
             spec, sweep.layouts(available_cores(), options.instances, options.intra_op_threads), sessions.engine
         )
     except Exception as error:  # noqa: BLE001  (as in the server: made-up inputs may be refused; real ones will do)
-        return f"{said}; they cannot be tried with made-up inputs: {str(error).splitlines()[0]}"
+        reason, _, _ = str(error).partition("\n")
+        return f"{said}; they cannot be tried with made-up inputs: {reason}"
     finally:
         maker.progress("trying layouts", 1, 1)
     where = " on the event loop" if layout.inline else ""

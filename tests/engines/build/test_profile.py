@@ -71,9 +71,13 @@ def test_accelerators_are_swept_and_applied(tmp_path: Path, monkeypatch: pytest.
     assert [p.accelerator for p in made.points] == [None] * 3 + [Accelerator.OPENVINO] * 3
     assert [options["num_streams"] for options in pretended.opened] == ["1", "1", "2"]
     assert sum("on openvino" in name for name in curves_of(made.points)) == 3
-    for best in (made.points[-1], made.points[0]):
-        apply(best, folder)
-        assert open_version(folder / "1").accelerator is best.accelerator
+    digests = set()
+    for accelerator in (Accelerator.OPENVINO, None):
+        apply(replace(made.points[0], accelerator=accelerator), folder)
+        trial = open_version(folder / "1")
+        assert trial.accelerator is accelerator
+        digests.add(trial.definition.spec.digest)
+    assert len(digests) == 2  # what names costs and cached answers
 
 
 def test_costs_are_those_of_the_chosen_accelerator() -> None:
