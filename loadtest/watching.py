@@ -21,6 +21,7 @@ from scipy import ndimage, stats
 from sklearn.datasets import load_digits
 
 from engines.backends.processor import this_processor
+from engines.backends.sweep import THRIFTIEST
 from engines.build.bench import open_engine, open_version
 from engines.request import InferRequest, InferResponse
 from engines.spec import ModelSpec, TensorSpec
@@ -284,7 +285,7 @@ def table_power(runs: int) -> Iterator[tuple[str, list[dict[str, int]]]]:
 def image_power(runs: int) -> Iterator[tuple[str, list[dict[str, int]]]]:
     """Drift in images, with the digit classifier of examples/."""
     trial = open_version(DIGITS)
-    engine = open_engine(trial, 1, this_processor())
+    engine = open_engine(trial, THRIFTIEST, this_processor())
     pixels, labels = load_digits(return_X_y=True)
     images = pixels.astype(np.float32).reshape(-1, 1, 8, 8)
     wanted = [tensor.name for tensor in trial.definition.spec.outputs]

@@ -172,7 +172,7 @@ class Server:
     async def start(self) -> Addresses:
         """Load the models, then listen. Raises LoadFailed, OSError, or ValueError for an access policy."""
         options = self.options
-        doors = self._doors = Doors(options.listen, options.access, self.inflight)
+        doors = self._doors = Doors(options.listen, options.access, self.inflight, self.telemetry.unrouted.shed)
         service = InferenceService(
             self.models,
             self.lifecycle,

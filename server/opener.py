@@ -13,7 +13,7 @@ from pathlib import Path
 from engines.backends.cores import available_cores
 from engines.backends.cuda.find import find_cuda
 from engines.backends.gpus import Gpus
-from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
+from engines.backends.onnxruntime import OnnxRuntimeEngine, Sessions, SessionSource
 from engines.backends.sweep import Layout, choose, layouts, measure_costs
 from engines.costs import costs_file, load_costs, save_costs
 from engines.engine import Engine
@@ -154,25 +154,19 @@ class ModelOpener:
 
     def _open_session(self, definition: Definition) -> tuple[Callable[[], OnnxRuntimeEngine], Layout]:
         spec, options = definition.spec, definition.engine
-        source = SessionSource(definition.model_file, spec, options, self._cache_dir)
+        sessions = Sessions(SessionSource(definition.model_file, spec, options, self._cache_dir))
         candidates = layouts(available_cores(), options.instances, options.intra_op_threads)
         layout = candidates[0]
-        sessions = {layout.threads: source.open(layout.threads)}
-
-        def open_with(threads: int) -> OnnxRuntimeEngine:
-            if threads not in sessions:
-                sessions[threads] = source.open(threads)
-            return OnnxRuntimeEngine(spec, sessions[threads])
-
+        sessions.get(layout)  # a model that cannot be opened fails here
         try:
             with self._measuring:
-                layout, measured = choose(spec, candidates, open_with)
+                layout, measured = choose(spec, candidates, sessions.engine)
             log.debug("%s:%d: rows a second by layout: %s", spec.name, spec.version, measured)
         except Exception as error:  # noqa: BLE001  (made-up inputs may be refused; real ones will do)
             log.info("%s:%d cannot be measured with made-up inputs: %s", spec.name, spec.version, error)
         if not definition.steady:  # what was measured says nothing of the next request
             layout = replace(layout, inline=False)
-        session = sessions[layout.threads]
+        session = sessions.get(layout)
         return lambda: OnnxRuntimeEngine(spec, session), layout
 
     def _costs(self, definition: Definition, opened: _Opened) -> tuple[CostModel, Path | None]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime on the CPU, with its own kernels or with OpenVINO's.
 
 All instances of a model share one session, and so one copy of its weights: `InferenceSession.run` may be called by
 many threads at once and releases the GIL. Plain `run` is used and not IOBinding: on a CPU binding saves no copy, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -24,9 +25,10 @@ import onnxruntime as ort
 from onnx import TensorProto
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from engines.backends.options import EngineOptions, GraphLevel
+from engines.backends.options import Accelerator, EngineOptions, GraphLevel
 from engines.backends.processor import PRECISION_KEY, Processor, this_processor
-from engines.errors import InvalidRequest
+from engines.backends.sweep import Layout
+from engines.errors import InvalidRequest, LoadFailed
 from engines.spec import ModelSpec
 from engines.tensor import Array, DType
 
@@ -39,6 +41,9 @@ _LEVELS: Final = {
     GraphLevel.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _ERRORS_ONLY: Final = 3
+_CPU: Final = "CPUExecutionProvider"
+_OPENVINO: Final = "OpenVINOExecutionProvider"
+_IN_BF16: Final = json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}})
 
 _OUT_OF_MEMORY: Final = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 """What ONNX Runtime says when it gets no memory: it has no error class for that."""
@@ -127,8 +132,10 @@ class SessionSource:
     """Folder for optimised graphs. None: optimise at each start."""
     processor: Processor = field(default_factory=this_processor)
 
-    def open(self, intra_op_threads: int) -> ort.InferenceSession:
-        """A new session. Raises what ONNX Runtime raises for a model that it cannot run."""
+    def open(self, intra_op_threads: int, streams: int = 1) -> ort.InferenceSession:
+        """A new session. Raises LoadFailed, or what ONNX Runtime raises for a model that it cannot run."""
+        if self.options.accelerator is not None:
+            return self._accelerated(self.options.accelerator, intra_op_threads, streams)
         cached = self._cached_graph()
         if cached is not None and cached.exists():
             settings = self._settings(intra_op_threads)
@@ -144,6 +151,24 @@ class SessionSource:
             except Exception as error:  # noqa: BLE001  (a full or read-only disk; a bad model raises again below)
                 log.warning("no optimised graph can be kept at %s: %s", cached, error)
         return _session(self.model_file, self._settings(intra_op_threads))
+
+    def _accelerated(self, accelerator: Accelerator, threads: int, streams: int) -> ort.InferenceSession:
+        """OpenVINO optimises the graph by itself, so it gets it as it is; what it compiles cannot be kept as ONNX."""
+        if _OPENVINO not in ort.get_available_providers():
+            raise LoadFailed(
+                f"optimization.execution_accelerators: ONNX Runtime {ort.__version__} was installed without OpenVINO; "
+                "install onnxruntime-openvino in place of onnxruntime"
+            )
+        if accelerator is Accelerator.OPENVINO_BF16 and not self.processor.bf16:
+            raise LoadFailed("optimization.execution_accelerators: this processor does not multiply BF16")
+        settings = self._settings(threads)
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Its threads are those of all streams together. Without a fall-back: the CPU's kernels would answer in silence.
+        options = {"device_type": "CPU", "num_of_threads": str(threads * streams), "num_streams": str(streams)}
+        if accelerator is Accelerator.OPENVINO_BF16:
+            options["load_config"] = _IN_BF16
+        providers = [(_OPENVINO, options), _CPU]
+        return ort.InferenceSession(str(self.model_file), settings, providers=providers, enable_fallback=0)
 
     def _open_and_keep(self, cached: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
         with _published(cached) as fresh:
@@ -185,8 +210,36 @@ class SessionSource:
         return self.cache_dir / f"{self.spec.name}-{name}.onnx"
 
 
+class Sessions:
+    """The sessions of one source, made when they are first asked for, and shared by all layouts that can share one."""
+
+    def __init__(self, source: SessionSource) -> None:
+        self._source = source
+        self._made: dict[tuple[int, int], ort.InferenceSession] = {}
+
+    def get(self, layout: Layout) -> ort.InferenceSession:
+        """The session of a layout. Raises what SessionSource.open raises."""
+        # ONNX Runtime's own kernels run any number of executions side by side; an accelerator must be told how many.
+        streams = 1 if self._source.options.accelerator is None else layout.instances
+        key = (layout.threads, streams)
+        if key not in self._made:
+            self._made[key] = self._source.open(*key)
+        return self._made[key]
+
+    def engine(self, layout: Layout) -> OnnxRuntimeEngine:
+        """An engine on the session of a layout. Raises what SessionSource.open raises."""
+        return OnnxRuntimeEngine(self._source.spec, self.get(layout))
+
+
 def _session(model_file: Path, settings: ort.SessionOptions) -> ort.InferenceSession:
-    return ort.InferenceSession(str(model_file), settings, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(model_file), settings, providers=[_CPU])
+
+
+def offered(processor: Processor) -> tuple[Accelerator, ...]:
+    """The accelerators that the installed ONNX Runtime has for this processor."""
+    if _OPENVINO not in ort.get_available_providers():
+        return ()
+    return tuple(Accelerator) if processor.bf16 else (Accelerator.OPENVINO,)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,15 @@ class GraphLevel(enum.Enum):
     ALL = "all"
 
 
+class Accelerator(enum.Enum):
+    """What takes over, within ONNX Runtime, the parts of a graph that it can run."""
+
+    OPENVINO = "openvino"
+    """Intel's kernels for processors, in builds of ONNX Runtime that have them."""
+    OPENVINO_BF16 = "openvino-bf16"
+    """The same, told to compute in BF16 what the graph has in FP32: for processors that multiply BF16."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
     """How an instance uses its GPU."""
@@ -73,3 +82,5 @@ class EngineOptions:
     """ONNX Runtime's own session configuration entries (`session.*`, `ep.*`, ...)."""
     gpu: GpuOptions | None = None
     """None: it runs on the processor."""
+    accelerator: Accelerator | None = None
+    """None: ONNX Runtime's own kernels."""

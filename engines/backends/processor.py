@@ -1,4 +1,4 @@
-"""What the processor can do with 8-bit numbers, as far as answers depend on it.
+"""What the processor can do with 8-bit and BF16 numbers, as far as answers depend on it.
 
 x86 without VNNI (or AMX) multiplies unsigned by signed bytes with an instruction that adds two products into 16 bits
 and saturates: 255 * 127 * 2 does not fit. ONNX Runtime uses it, and INT8 models answer wrongly without any error.
@@ -18,6 +18,7 @@ PRECISION_KEY: Final = "session.x64quantprecision"
 """ONNX Runtime's switch for exact 8-bit products. On a processor with VNNI it would cost speed and gain nothing."""
 
 _EXACT_FLAGS: Final = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 _X86: Final = frozenset({"x86_64", "AMD64", "i686"})
 
 
@@ -28,6 +29,8 @@ class Processor:
     name: str
     exact_int8: bool
     """Whether sums of 8-bit products cannot saturate: VNNI or AMX on x86, any other architecture."""
+    bf16: bool = False
+    """Whether it multiplies BF16, as far as is known: on x86 only."""
 
 
 def read_processor(cpuinfo: Path, machine: str) -> Processor:
@@ -41,7 +44,11 @@ def read_processor(cpuinfo: Path, machine: str) -> Processor:
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
     flags = facts.get("flags", "").split()
-    return Processor(facts.get("model name", machine), machine not in _X86 or not _EXACT_FLAGS.isdisjoint(flags))
+    return Processor(
+        facts.get("model name", machine),
+        exact_int8=machine not in _X86 or not _EXACT_FLAGS.isdisjoint(flags),
+        bf16=not _BF16_FLAGS.isdisjoint(flags),
+    )
 
 
 @cache

@@ -68,26 +68,26 @@ def layouts(cores: int, instances: int, threads: int) -> Sequence[Layout]:
 
 
 def choose(
-    spec: ModelSpec, candidates: Sequence[Layout], open_engine: Callable[[int], Engine]
+    spec: ModelSpec, candidates: Sequence[Layout], open_engine: Callable[[Layout], Engine]
 ) -> tuple[Layout, dict[Layout, float]]:
-    """The best layout by rows a second, and what was measured. `open_engine` takes the threads.
+    """The best layout by rows a second, and what was measured. Engines of different layouts may share what they run.
 
     Raises what the engine raises for made-up inputs; the caller then does without a measurement.
     """
     if len(candidates) == 1 and candidates[0] != THRIFTIEST:
         return candidates[0], {}
-    engines = {threads: open_engine(threads) for threads in sorted({layout.threads for layout in candidates})}
+    engines = {layout: open_engine(layout) for layout in candidates}
     best = candidates[0]
-    rows = _affordable_rows(engines[best.threads], spec)
+    rows = _affordable_rows(engines[best], spec)
     inputs = sample_inputs(spec, rows)
-    alone = _executions_per_second(engines[best.threads], inputs, best.instances)
+    alone = _executions_per_second(engines[best], inputs, best.instances)
     measured = {best: rows * alone}
     if alone > best.instances / QUICK_S:
         steady = spec.one_signature and all(tensor.dtype is not DType.BYTES for tensor in spec.inputs)
         inline = steady and best.instances == 1 and alone > 1 / INLINE_S
         return replace(best, inline=inline), measured
     for layout in candidates[1:]:
-        measured[layout] = rows * _executions_per_second(engines[layout.threads], inputs, layout.instances)
+        measured[layout] = rows * _executions_per_second(engines[layout], inputs, layout.instances)
         more = layout.instances * layout.threads > best.instances * best.threads
         if measured[layout] > measured[best] * (GAIN if more else 1.0):
             best = layout

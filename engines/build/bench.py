@@ -9,25 +9,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
+from google.protobuf import text_format
 
-from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
+from engines.backends.onnxruntime import OnnxRuntimeEngine, Sessions, SessionSource
+from engines.backends.options import Accelerator
 from engines.backends.processor import Processor, this_processor
-from engines.backends.sweep import sample_inputs
+from engines.backends.sweep import THRIFTIEST, Layout, sample_inputs
 from engines.build import graphs
 from engines.build.data import Dataset
 from engines.build.errors import BuildFailed
-from engines.errors import InferError
+from engines.errors import InferError, LoadFailed
 from engines.repository.config import DEFAULT_MAX_BATCH_SIZE, MODEL_FILE
 from engines.repository.definition import Definition, define, read_config
 from engines.repository.graph import read_graph
 from engines.repository.layout import CONFIG_FILE, look, version_of
+from engines.repository.settings import name_accelerator
 from engines.tensor import Array
+from server.pb import model_config_pb2 as pb
 
 ROUNDS: Final = 9
 """Turns that each candidate gets in a measurement; the median of them counts."""
@@ -47,6 +51,16 @@ class Trial:
     def folder(self) -> Path:
         """The version's folder."""
         return self.definition.folder / str(self.definition.version)
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """What it runs on."""
+        return self.definition.engine.accelerator
+
+    def on(self, accelerator: Accelerator | None) -> Trial:
+        """The same version as it would be if its configuration named this accelerator."""
+        engine = replace(self.definition.engine, accelerator=accelerator)
+        return replace(self, definition=replace(self.definition, engine=engine))
 
 
 @dataclass(slots=True)
@@ -91,9 +105,16 @@ class Bench:
             + ("dynamic_batching { }\n" if rows else "")
         )
 
-    def engine(self, trial: Trial, threads: int = 1) -> OnnxRuntimeEngine:
-        """The candidate's engine. Raises BuildFailed."""
-        return open_engine(trial, threads, self.processor)
+    def name_accelerator(self, accelerator: Accelerator) -> None:
+        """Have the configuration say what all versions run on."""
+        path = self.folder / CONFIG_FILE
+        named = pb.ModelConfig()
+        name_accelerator(named, accelerator)
+        path.write_text(path.read_text() + text_format.MessageToString(named))
+
+    def engine(self, trial: Trial) -> OnnxRuntimeEngine:
+        """The candidate's engine, with one thread. Raises BuildFailed."""
+        return open_engine(trial, THRIFTIEST, self.processor)
 
 
 def open_version(folder: Path) -> Trial:
@@ -109,12 +130,23 @@ def open_version(folder: Path) -> Trial:
     return Trial(definition, sum(path.stat().st_size for path in files))
 
 
-def open_engine(trial: Trial, threads: int, processor: Processor) -> OnnxRuntimeEngine:
-    """The engine that would serve the version. Raises BuildFailed."""
+def sessions_of(trial: Trial, processor: Processor) -> Sessions:
+    """What the server would run the version with."""
     definition = trial.definition
-    source = SessionSource(definition.model_file, definition.spec, definition.engine, processor=processor)
+    return Sessions(SessionSource(definition.model_file, definition.spec, definition.engine, processor=processor))
+
+
+def open_engine(trial: Trial, layout: Layout, processor: Processor) -> OnnxRuntimeEngine:
+    """The engine that would serve the version. Raises BuildFailed."""
+    return engine_of(sessions_of(trial, processor), layout)
+
+
+def engine_of(sessions: Sessions, layout: Layout) -> OnnxRuntimeEngine:
+    """An engine for the layout. Raises BuildFailed."""
     try:
-        return OnnxRuntimeEngine(definition.spec, source.open(threads))
+        return sessions.engine(layout)
+    except LoadFailed as error:
+        raise BuildFailed(str(error)) from error
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         raise BuildFailed(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
 
@@ -146,7 +178,8 @@ def cpu_seconds(
 ) -> dict[str, dict[int, float]]:
     """Seconds of processor time that an execution takes, by engine and rows; engines must have one thread.
 
-    Engines take turns, and processor time is counted, so that what else the machine does falls on all alike.
+    Engines take turns, and processor time is counted, so that what else the machine does falls on all alike. It is
+    that of the whole process, as accelerators may work on threads of their own.
     """
     measured: dict[str, dict[int, float]] = {name: {} for name in engines}
     for rows in batches:
@@ -173,8 +206,8 @@ def _turn(engine: OnnxRuntimeEngine, inputs: Mapping[str, Array]) -> float:
     wanted = [tensor.name for tensor in engine.spec.outputs]
     engine.execute(inputs, wanted)
     count = 0
-    began = time.thread_time()
-    while (spent := time.thread_time() - began) < TURN_S:
+    began = time.process_time()
+    while (spent := time.process_time() - began) < TURN_S:
         engine.execute(inputs, wanted)
         count += 1
     return spent / count
@@ -189,12 +222,13 @@ def usable_batches(trials: Collection[Trial], wanted: Sequence[int]) -> tuple[in
 _MEMORY_SCRIPT: Final = """
 import sys
 from pathlib import Path
-from engines.backends.sweep import sample_inputs
-from engines.build.bench import open_engine, open_version, resident_bytes
+from engines.backends.options import Accelerator
 from engines.backends.processor import this_processor
-trial = open_version(Path(sys.argv[1]))
+from engines.backends.sweep import THRIFTIEST, sample_inputs
+from engines.build.bench import open_engine, open_version, resident_bytes
+trial = open_version(Path(sys.argv[1])).on(Accelerator(sys.argv[2]) if sys.argv[2] else None)
 before = resident_bytes()
-engine = open_engine(trial, 1, this_processor())
+engine = open_engine(trial, THRIFTIEST, this_processor())
 spec = engine.spec
 engine.execute(sample_inputs(spec, min(8, max(1, spec.max_rows))), [tensor.name for tensor in spec.outputs])
 print(resident_bytes() - before)
@@ -212,7 +246,8 @@ def resident_bytes() -> int:
 
 def memory_bytes(trial: Trial) -> int:
     """What opening the model and running 8 rows adds to a process of its own. Raises BuildFailed."""
-    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(trial.folder)]
+    accelerator = trial.accelerator.value if trial.accelerator else ""
+    command = [sys.executable, "-c", _MEMORY_SCRIPT, str(trial.folder), accelerator]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
         raise BuildFailed(f"memory cannot be measured: {done.stderr.strip().splitlines()[-1]}")

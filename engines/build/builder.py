@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from engines.backends import sweep
+from engines.backends.cores import available_cores
 from engines.backends.processor import Processor, this_processor
-from engines.backends.sweep import sample_inputs
 from engines.build import manifest
-from engines.build.bench import Bench, Trial, cpu_seconds, usable_batches
+from engines.build.bench import Bench, Trial, cpu_seconds, sessions_of, usable_batches
 from engines.build.calibrate import Progress
 from engines.build.candidates import Maker
 from engines.build.choose import Choice, Contender, choose
@@ -19,6 +20,7 @@ from engines.build.errors import BuildFailed, Refused
 from engines.build.options import BuildOptions, BuildReport, Candidate, Precision, Target
 from engines.build.prepare import prepare
 from engines.build.publish import check_name, publish, workshop
+from engines.repository.layout import CONFIG_FILE
 
 GPU: Final = Path("/dev/nvidiactl")
 """There where NVIDIA's driver is."""
@@ -43,7 +45,12 @@ def build(
         candidates = _timed(maker, maker.make())
         choice = _choose(options, target, candidates)
         chosen = next(candidate for candidate in candidates if candidate.label == choice.label)
+        if options.precision is Precision.AUTO and target is Target.CPU:
+            maker.notes.append(_layout(maker, chosen))
         _describe(maker, chosen, candidates, choice)
+        accelerator = chosen.trial.accelerator
+        if accelerator is not None and accelerator is not maker.reference.accelerator:
+            maker.bench.name_accelerator(accelerator)
         return BuildReport(
             published=publish(chosen.trial.folder, options.repository, options.name),
             chosen=chosen,
@@ -94,6 +101,7 @@ def _start(options: BuildOptions, progress: Progress, processor: Processor, targ
         calibration=calibration,
         judge=judge,
         scratch=scratch,
+        configured=(options.repository / options.name / CONFIG_FILE).exists(),
         notes=[*prepared.notes, *notes],
     )
 
@@ -125,8 +133,8 @@ def _rows(options: BuildOptions, reference: Trial) -> tuple[Dataset | None, Data
 def _noise(reference: Trial) -> Dataset:
     spec = reference.definition.spec
     if spec.batched:
-        return dataset_of(sample_inputs(spec, MADE_UP_ROWS), source="noise")
-    return dataset_of({name: array[None] for name, array in sample_inputs(spec, 0).items()}, source="noise")
+        return dataset_of(sweep.sample_inputs(spec, MADE_UP_ROWS), source="noise")
+    return dataset_of({name: array[None] for name, array in sweep.sample_inputs(spec, 0).items()}, source="noise")
 
 
 def _timed(maker: Maker, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -166,6 +174,25 @@ def _choose(options: BuildOptions, target: Target, candidates: Sequence[Candidat
     return choice
 
 
+def _layout(maker: Maker, chosen: Candidate) -> str:
+    """What the server would choose here; it is said and not written, since the server may run on another machine."""
+    said = "instances and threads are the server's choice at each load"
+    spec, options = chosen.trial.definition.spec, chosen.trial.definition.engine
+    sessions = sessions_of(chosen.trial, maker.bench.processor)
+    maker.progress("trying layouts", 0, 1)
+    try:
+        layout, _ = sweep.choose(
+            spec, sweep.layouts(available_cores(), options.instances, options.intra_op_threads), sessions.engine
+        )
+    except Exception as error:  # noqa: BLE001  (as in the server: made-up inputs may be refused; real ones will do)
+        reason, _, _ = str(error).partition("\n")
+        return f"{said}; they cannot be tried with made-up inputs: {reason}"
+    finally:
+        maker.progress("trying layouts", 1, 1)
+    where = " on the event loop" if layout.inline else ""
+    return f"{said}; here, now, it would choose {layout.instances} x {layout.threads} thread(s){where}"
+
+
 def _describe(maker: Maker, chosen: Candidate, candidates: Sequence[Candidate], choice: Choice) -> None:
     """Put the manifest, and the calibration table, beside the chosen model."""
     options, folder = maker.options, chosen.trial.folder
@@ -178,6 +205,7 @@ def _describe(maker: Maker, chosen: Candidate, candidates: Sequence[Candidate], 
             "source": {"file": options.model.name, "sha256": maker.prepared.source_digest},
             "precision": chosen.precision,
             "target": maker.target,
+            "accelerator": chosen.trial.accelerator,
             "scheme": None if chosen.scheme is None else {"name": chosen.scheme.name, "is": chosen.scheme.summary},
             "layers": chosen.layers,
             "kept_in_higher_precision": chosen.kept,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 
+from engines.backends.onnxruntime import offered
+from engines.backends.options import Accelerator
 from engines.build import graphs
 from engines.build.bench import Bench, Trial, answers
 from engines.build.calibrate import Collector, Progress, Table, table_of
@@ -43,6 +45,8 @@ class Maker:
     calibration: Dataset | None
     judge: Dataset
     scratch: Path
+    configured: bool
+    """Whether the published model has a configuration, which then is for all its versions."""
     notes: list[str] = field(default_factory=list)
     _answers: dict[str, Mapping[str, Array]] = field(default_factory=dict)
     _shared_table: Table | None = None
@@ -61,7 +65,7 @@ class Maker:
                 if precision is Precision.FP32:
                     raise
                 self.notes.append(f"{precision.value} left out: {error}")
-        return found
+        return [*found, *self._accelerated(found)]
 
     def baseline(self) -> Candidate:
         """FP32, which all others are measured against."""
@@ -88,8 +92,40 @@ class Maker:
         elif graphs.opset_of(self.prepared.model) < OLDEST_OPSET:
             self.notes.append("int8 left out: the opset is too old")
             int8 = []
-        self.notes.append("bf16 left out: ONNX Runtime computes it in FP32, so it can only be smaller, never faster")
+        self.notes.append(
+            "bf16 left out: ONNX Runtime's own kernels compute it in FP32, so it can only be smaller, never faster"
+        )
         return [*int8, Precision.FP16, Precision.FP32]
+
+    def _accelerated(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Each candidate once more on what the installed ONNX Runtime offers beside its own kernels."""
+        if self.target is not Target.CPU:
+            return []
+        if named := self.reference.accelerator:
+            self.notes.append(f"everything runs on {named.value}: config.pbtxt says so")
+            return []
+        found: list[Candidate] = []
+        accelerators = offered(self.bench.processor)
+        if not accelerators:
+            self.notes.append("openvino left out: the installed ONNX Runtime comes without it")
+        elif self.configured:
+            self.notes.append("openvino left out: the model has a config.pbtxt, which is kept as it is")
+        else:
+            for accelerator in accelerators:
+                found.extend(self._on(accelerator, candidates))
+        return found
+
+    def _on(self, accelerator: Accelerator, candidates: Sequence[Candidate]) -> list[Candidate]:
+        found = []
+        for candidate in candidates:
+            label, trial = f"{candidate.label} on {accelerator.value}", candidate.trial.on(accelerator)
+            try:
+                comparison = self._judged(trial, self.judge)
+            except BuildFailed as error:
+                self.notes.append(f"{label} left out: {error}")
+            else:
+                found.append(replace(candidate, label=label, trial=trial, comparison=comparison))
+        return found
 
     def _made(self, precision: Precision) -> list[Candidate]:
         model = self.prepared.model

@@ -45,7 +45,9 @@ def save(model: onnx.ModelProto, path: Path, external_from: int = EXTERNAL_FROM_
     if weight_bytes(model) >= external_from:
         # Saving strips the weights from what it is given.
         stripped = copy.deepcopy(model)
-        onnx.save(stripped, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+        weights = path.with_name(f"{path.name}.data")
+        onnx.save(stripped, path, save_as_external_data=True, location=weights.name, size_threshold=1024)
+        weights.chmod(path.stat().st_mode & 0o777)  # ONNX keeps it from everyone else, servers of other users included
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
     return path

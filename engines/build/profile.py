@@ -1,7 +1,7 @@
 """Sweeps how a model can be run, and finds what serves most rows within a bound on latency.
 
 Each point runs as the server would run it: `instances` threads, each with an execution of `rows` rows after the other,
-on one session with `threads` threads inside operators.
+on one session with `threads` threads inside operators, with or without an accelerator.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,14 +18,16 @@ from google.protobuf import text_format
 
 from engines.backends.cores import available_cores
 from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.options import Accelerator
 from engines.backends.processor import this_processor
 from engines.backends.sweep import Layout, layouts, sample_inputs
-from engines.build.bench import Trial, open_engine, open_version
+from engines.build.bench import Trial, engine_of, open_version, sessions_of
 from engines.build.calibrate import Progress
 from engines.build.errors import BuildFailed
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
 from engines.repository.layout import CONFIG_FILE
+from engines.repository.settings import name_accelerator
 from server.pb import model_config_pb2 as pb
 
 FEWEST: Final = 20
@@ -46,6 +48,11 @@ class Point:
     p50_ms: float
     p99_ms: float
     """Of an execution, without any wait before it."""
+    accelerator: Accelerator | None = None
+
+    def ran_as(self) -> tuple[int, int, Accelerator | None]:
+        """What the configuration of a model says of how its versions run."""
+        return self.instances, self.threads, self.accelerator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +82,13 @@ class ProfileOptions:
     """Length of each measurement."""
     cores: int = 0
     """Most cores to use. 0: those that this process may."""
+    accelerators: tuple[Accelerator | None, ...] = (None,)
+    """What to run on, whatever the configuration says. None: ONNX Runtime's own kernels."""
 
 
 def profile(versions: Sequence[Path], options: ProfileOptions, progress: Progress = lambda *_: None) -> Profile:
     """Sweep versions of one model, given as their folders. Raises BuildFailed."""
-    trials = [open_version(folder) for folder in versions]
+    trials = [open_version(folder).on(accelerator) for folder in versions for accelerator in options.accelerators]
     cores = options.cores or available_cores()
     plan = [
         (trial, layout, rows)
@@ -88,13 +97,11 @@ def profile(versions: Sequence[Path], options: ProfileOptions, progress: Progres
         for rows in _batches(trial, options.batches)
     ]
     points: list[Point] = []
-    engines: dict[tuple[int, int], OnnxRuntimeEngine] = {}
+    sessions = {id(trial): sessions_of(trial, this_processor()) for trial in trials}
     for count, (trial, layout, rows) in enumerate(plan):
         progress("sweeping", count, len(plan))
-        key = (trial.definition.version, layout.threads)
-        if key not in engines:
-            engines[key] = open_engine(trial, layout.threads, this_processor())
-        points.append(_measured(engines[key], layout, rows, options.seconds))
+        engine = engine_of(sessions[id(trial)], layout)
+        points.append(replace(_measured(engine, layout, rows, options.seconds), accelerator=trial.accelerator))
     progress("sweeping", len(plan), len(plan))
     return summary(trials[0].definition.name, points, options.slo_ms)
 
@@ -107,7 +114,7 @@ def summary(model: str, points: Sequence[Point], slo_ms: float | None) -> Profil
     chosen = best or knee
     costs: dict[int, dict[int, float]] = {}
     for point in points:
-        if (point.instances, point.threads) == (chosen.instances, chosen.threads):
+        if point.ran_as() == chosen.ran_as():
             costs.setdefault(point.version, {})[point.rows] = point.p50_ms / 1e3
     return Profile(model=model, points=tuple(points), best=best, knee=knee, slo_ms=slo_ms, costs=costs)
 
@@ -154,6 +161,7 @@ def apply(best: Point, folder: Path) -> Path:
         config.dynamic_batching.preferred_batch_size.append(best.rows)
     del config.instance_group[:]
     config.instance_group.add(count=best.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+    name_accelerator(config, best.accelerator)
     config.parameters["intra_op_thread_count"].string_value = str(best.threads)
     text = text_format.MessageToString(config)
     if unbatched:  # the text format leaves zeros out, but this one does not mean the same as none
@@ -203,5 +211,7 @@ def curves_of(points: Sequence[Point]) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for point in sorted(points, key=lambda point: point.rows):
         name = f"version {point.version}, {point.instances} x {point.threads}"
+        if point.accelerator is not None:
+            name += f" on {point.accelerator.value}"
         curves.setdefault(name, []).append((point.p99_ms, point.rows_per_second))
     return curves

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.backends.options import Accelerator
 from engines.backends.processor import Processor, this_processor
+from engines.backends.sweep import THRIFTIEST
 from engines.build.bench import (
     Bench,
     Trial,
@@ -65,6 +67,8 @@ class VersusOptions:
     max_drop: float = 0.01
     rows: int = 4096
     """Most rows, taken evenly."""
+    accelerator: Accelerator | None = None
+    """What B runs on. None: what its configuration says."""
 
 
 def versus(
@@ -81,9 +85,11 @@ def versus(
     processor = processor or this_processor()
     with tempfile.TemporaryDirectory() as scratch:
         trials = {"a": _open(a, Path(scratch) / "a"), "b": _open(b, Path(scratch) / "b")}
+        if options.accelerator is not None:
+            trials["b"] = trials["b"].on(options.accelerator)
         data = open_data(options.data, trials["a"].definition.spec.inputs, options.labels, options.preprocessing)
         data = data.spread(options.rows)
-        engines = {name: open_engine(trial, 1, processor) for name, trial in trials.items()}
+        engines = {name: open_engine(trial, THRIFTIEST, processor) for name, trial in trials.items()}
         given = {}
         for count, (name, engine) in enumerate(engines.items()):
             progress("answering", count, len(engines))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
+from engines.backends.options import Accelerator, EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
 from engines.repository.config import is_plan
 from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
@@ -45,6 +45,13 @@ SESSION_PARAMETERS: Final = (
     "session.x64quantprecision",
 )
 """ONNX Runtime takes any key without complaint, so those that name no file and do something are listed here."""
+
+OPENVINO: Final = "openvino"
+PRECISION_MODE: Final = "precision_mode"
+PRECISION_MODES: Final[Mapping[str, Accelerator]] = MappingProxyType(
+    {"FP32": Accelerator.OPENVINO, "BF16": Accelerator.OPENVINO_BF16}
+)
+"""As Triton names the parameter of its other accelerator that has precisions."""
 
 _US: Final = 1e-6
 
@@ -160,6 +167,7 @@ def engine_options_of(config: pb.ModelConfig) -> EngineOptions:
         memory_pattern=_switch(parameters, "enable_mem_pattern", default=True),
         session_config=MappingProxyType({key: parameters[key] for key in SESSION_PARAMETERS if key in parameters}),
         gpu=gpu_options_of(config),
+        accelerator=_accelerator(config, parameters),
     )
 
 
@@ -194,6 +202,38 @@ def gpu_options_of(config: pb.ModelConfig) -> GpuOptions | None:
         memory_bytes=given.memory_bytes,
         provider=MappingProxyType(dict(given.provider)),
     )
+
+
+def name_accelerator(config: pb.ModelConfig, accelerator: Accelerator | None) -> None:
+    """Have a configuration name the accelerator, and no other."""
+    if accelerator is None and not config.optimization.HasField("execution_accelerators"):
+        return
+    named = config.optimization.execution_accelerators.cpu_execution_accelerator
+    del named[:]
+    if accelerator is not None:
+        in_bf16 = accelerator is Accelerator.OPENVINO_BF16
+        named.add(name=OPENVINO, parameters={PRECISION_MODE: "BF16"} if in_bf16 else {})
+
+
+def _accelerator(config: pb.ModelConfig, parameters: Mapping[str, str]) -> Accelerator | None:
+    """What is asked for; whether this machine has it shows when the model is opened."""
+    given = config.optimization.execution_accelerators.cpu_execution_accelerator
+    if not given:
+        return None
+    what = "optimization.execution_accelerators.cpu_execution_accelerator"
+    if gpu_options_of(config) is not None:
+        raise LoadFailed(f"{what}: the model runs on GPUs")
+    if len(given) > 1:
+        raise LoadFailed(f"{what}: there can be one, not {len(given)}")
+    if given[0].name != OPENVINO:
+        raise LoadFailed(f"{what}.name: '{given[0].name}' is not known; known is {OPENVINO}")
+    if config.optimization.graph.level or parameters.get("execution_mode", "0") == "1":
+        raise LoadFailed(f"{what}: optimization.graph.level and execution_mode have no effect on {OPENVINO}")
+    options = dict(given[0].parameters)
+    precision = options.pop(PRECISION_MODE, "FP32")
+    if options or precision not in PRECISION_MODES:
+        raise LoadFailed(f"{what}.parameters: there is {PRECISION_MODE} alone, {' or '.join(PRECISION_MODES)}")
+    return PRECISION_MODES[precision]
 
 
 def _instances(config: pb.ModelConfig) -> int:

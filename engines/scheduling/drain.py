@@ -45,6 +45,9 @@ _BACKLOG: Final = 3.0
 """Admitted work may exceed what full batches could serve in time by this factor: some of it will leave by itself."""
 _HEADROOM: Final = 0.9
 """The same for tenants above their share: the rest of the room is for the others."""
+_HAND_OVER: Final = 1.25
+_HAND_OVER_S: Final = 0.001
+"""What is beyond this is no cost of the execution: the event loop was busy, and would be with smaller batches, too."""
 _AS_GOOD: Final = 1.05
 """What smaller batches may cost, as a multiple of all who wait together: these are few, and none of them is late."""
 _MAY_BE_GONE: Final = 0.01
@@ -162,11 +165,15 @@ class DrainQueue:
         return self._alarm + _TICK_S
 
     def learn(self, report: BatchReport) -> None:
-        """See Scheduler.learn. Takes the time from the start to the end as the cost, hand-over included."""
+        """See Scheduler.learn. Takes the time from start to end as the cost: with the hand-over, within reason."""
         members = self.running.end(report.number)
         self._ran_at = report.finished
         if not report.error:
-            self.cost.observe(report.padded_rows, report.finished - report.started)
+            ran_s = report.gather_s + report.execute_s
+            took_s = report.finished - report.started
+            if ran_s > 0.0:
+                took_s = min(took_s, _HAND_OVER * ran_s + _HAND_OVER_S)
+            self.cost.observe(report.padded_rows, took_s)
             self._demand.half_life(max(_LEAST_S, _HALF_LIVES * self.cost.means[-1]))
         self._follow_lag(report)
         answered = math.inf if report.error else report.finished + self.options.reply_s - 1e-9

@@ -170,6 +170,22 @@ class CostModel:
         recent.clear()
         return True
 
+    def _carry_along(self, known: Sequence[int]) -> None:
+        """Let sizes that have not run since they were last set follow those that have, up and down.
+
+        Else each move of the whole curve would stay with them for good: what runs corrects only itself. Nor can a
+        batch cost more than its rows would in batches of a size that runs.
+        """
+        fresh = {rows: median(self._samples[rows]) for rows in known if len(self._samples[rows]) > 1}
+        if not fresh or len(fresh) == len(known):
+            return
+        changes = [seconds / self.typical[rows] for rows, seconds in fresh.items() if self.typical[rows] > 0.0]
+        level = median(changes) if changes else 1.0
+        for rows in known:
+            if rows not in fresh:
+                most = min((seconds * rows / run for run, seconds in fresh.items() if run < rows), default=math.inf)
+                self._samples[rows] = deque([min(self._samples[rows][0] * level, most)], maxlen=_SAMPLES)
+
     def _strayed(self) -> bool:
         """Whether the last executions were all above the quantiles, or all below."""
         recent = self._recent
@@ -186,6 +202,7 @@ class CostModel:
         known = sorted(self._samples)
         if not known:
             return
+        self._carry_along(known)
         medians = [median(self._samples[rows]) for rows in known]
         curve = isotonic(medians, [len(self._samples[rows]) for rows in known])
         by_rows = _read_off(known, curve, self.max_rows)

@@ -13,6 +13,7 @@ from rich.table import Table as Lines
 
 from engines.backends.cores import available_cores
 from engines.backends.processor import this_processor
+from engines.backends.sweep import Layout
 from engines.build.bench import answers, open_engine, open_version
 from engines.build.data import dataset_of, open_data
 from engines.build.errors import BuildFailed
@@ -95,7 +96,7 @@ def _make(
     definition = trial.definition
     needed = [tensor for tensor in definition.spec.inputs if not tensor.optional]
     dataset = open_data(data, needed, preprocessing=preprocessing, as_served=True).spread(rows)
-    engine = open_engine(trial, available_cores(), this_processor())
+    engine = open_engine(trial, Layout(1, available_cores()), this_processor())
     try:
         return make_reference(
             definition.spec,

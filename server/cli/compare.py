@@ -11,6 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from engines.backends.options import Accelerator
 from engines.build.compare import Comparison
 from engines.build.errors import BuildFailed
 from engines.build.manifest import plain
@@ -36,6 +37,11 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--batch", multiple=True, type=click.IntRange(min=1), default=(1, 8, 32), help="Rows to measure at.")
 @click.option("--rows", default=4096, type=click.IntRange(min=1), help="Most rows to answer.")
 @click.option("--max-drop", default=0.01, help="Largest loss of accuracy (without labels: of agreement) that passes.")
+@click.option(
+    "--accelerator",
+    type=click.Choice([accelerator.value for accelerator in Accelerator]),
+    help="What B runs on. Default: what its configuration says.",
+)
 @click.option("--json", "json_file", type=NEW_FILE, help="Also write all figures to this file.")
 @click.option("--plot", type=NEW_FILE, help="Also draw them into this file (needs the `plots` extra).")
 def compare(a: Path, b: Path, **values: Any) -> None:  # noqa: ANN401  (click hands over the options by name)
@@ -43,9 +49,10 @@ def compare(a: Path, b: Path, **values: Any) -> None:  # noqa: ANN401  (click ha
 
     A and B are model files, folders of versions (`models/digits/2`) or of models, whose newest version is meant.
 
-    **Example**
+    **Examples**
 
     - `kairos compare models/digits/1 models/digits/2 --data held_out.npz --labels labels --plot digits.png`
+    - `kairos compare models/digits models/digits --data held_out.npz --accelerator openvino`
     """
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
@@ -57,6 +64,7 @@ def compare(a: Path, b: Path, **values: Any) -> None:  # noqa: ANN401  (click ha
         batches=tuple(values["batch"]),
         max_drop=values["max_drop"],
         rows=values["rows"],
+        accelerator=Accelerator(values["accelerator"]) if values["accelerator"] else None,
     )
     try:
         with bars(errors) as progress:

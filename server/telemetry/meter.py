@@ -113,6 +113,10 @@ class UnroutedMeter:
         outcome = outcome_of(error)
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
+    def shed(self) -> None:
+        """A request was refused before anybody looked at it."""
+        self.outcomes[Outcome.SHED] += 1
+
 
 class ModelMeter:
     """All counters of one model version since it was loaded. Used from the event loop only."""

@@ -28,7 +28,13 @@ class AccessOptions:
 class Doors:
     """See the module. `register` is for generated code; `server` is the transport itself."""
 
-    def __init__(self, listen: ListenOptions, access: AccessOptions, inflight: Inflight | None = None) -> None:
+    def __init__(
+        self,
+        listen: ListenOptions,
+        access: AccessOptions,
+        inflight: Inflight | None = None,
+        shed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Binds the port. Raises OSError, or ValueError for files that cannot be used."""
         certificates = None if listen.tls is None else Certificates(listen.tls)
         self._policy = None if access.policy is None else PolicyFile(access.policy)
@@ -36,11 +42,11 @@ class Doors:
         looks: list[Callable[[], Awaitable[None]]] = []
         if self._policy is not None:
             guard = Guard(self._policy.gate)
-            self.server, self.port = create_server(listen, certificates, guard.admit, inflight)
+            self.server, self.port = create_server(listen, certificates, guard.admit, inflight, shed)
             wrap = guard.wrap
             looks.append(self._policy.refresh)
         else:
-            self.server, self.port = create_server(listen, certificates, inflight=inflight)
+            self.server, self.port = create_server(listen, certificates, inflight=inflight, shed=shed)
             wrap = as_it_is if is_loopback(listen.host) else closed_to_others
         self.register = GuardedServer(self.server, wrap)
         if certificates is not None:

@@ -55,6 +55,7 @@ class ListenOptions:
     """Longest wait for a unary request to arrive, up to twice that; only on our own transport. 0: for ever."""
 
 
+INFER_PATH: Final = b"/inference.GRPCInferenceService/ModelInfer"
 _NO_PING_STRIKES: Final = (("grpc.http2.max_pings_without_data", 0), ("grpc.keepalive_permit_without_calls", 1))
 
 
@@ -63,14 +64,16 @@ def create_server(
     certificates: Certificates | None = None,
     admit: Callable[[str, EarlyCall], bool] | None = None,
     inflight: Inflight | None = None,
+    shed: Callable[[], None] = lambda: None,
 ) -> tuple[Any, int]:
     """A gRPC server bound to the address, and the port it got. Raises OSError when the address is taken.
 
     `certificates` are those of `options.tls`, where they are to be followed. `admit` is asked about each call by its
-    path as its head arrives; only our own transport knows of it then. `inflight` is kept up to date.
+    path as its head arrives; only our own transport knows of it then. `inflight` is kept up to date. `shed` is
+    called for each inference that our own transport refuses unread, since more come than the event loop can answer.
     """
     own = options.transport is TransportKind.HTTP2
-    server = _http2(options, admit, inflight) if own else _grpcio(options, inflight)
+    server = _http2(options, admit, inflight, shed) if own else _grpcio(options, inflight)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"{host}:{options.port}"
     try:
@@ -84,7 +87,12 @@ def create_server(
     return server, port
 
 
-def _http2(options: ListenOptions, admit: Callable[[str, EarlyCall], bool] | None, inflight: Inflight | None) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
+def _http2(
+    options: ListenOptions,
+    admit: Callable[[str, EarlyCall], bool] | None,
+    inflight: Inflight | None,
+    shed: Callable[[], None],
+) -> Any:  # noqa: ANN401  (the two servers share a surface, but no type)
     def admitted(call: Any) -> bool:  # noqa: ANN401  (our transport's own)
         assert admit is not None
         return admit(call.head.path.decode("latin-1"), call)
@@ -101,6 +109,7 @@ def _http2(options: ListenOptions, admit: Callable[[str, EarlyCall], bool] | Non
             max_concurrent_calls=options.max_calls or None,
             request_timeout_s=options.request_timeout_s or math.inf,
             admit=None if admit is None else admitted,
+            turns=http2.Turns(INFER_PATH, shed),
             inflight=inflight,
             reuse_port=options.reuse_port,
         )

@@ -11,5 +11,6 @@ from server.transport.http2.options import Options
 from server.transport.http2.server import Server
 from server.transport.http2.statistics import Statistics
 from server.transport.http2.tls import TlsOptions, following
+from server.transport.http2.turns import Turns
 
-__all__ = ["Limits", "Options", "PingLimits", "Server", "Statistics", "TlsOptions", "following"]
+__all__ = ["Limits", "Options", "PingLimits", "Server", "Statistics", "TlsOptions", "Turns", "following"]

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from server.transport.http2.streams import Receiver, Stream
 
 _REMEMBERED_METHODS: Final = 1024
+_BUSY: Final = RESPONSE_BLOCK + encode(
+    [
+        (b"grpc-status", str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]).encode()),
+        (b"grpc-message", percent_encode("the server is asked more than it can answer in time")),
+        (b"retryable", b"true"),
+        (b"retry-after-ms", b"20"),
+        (b"grpc-retry-pushback-ms", b"20"),
+    ]
+)
 _ACCEPTED: Final = literal(b"grpc-accept-encoding", b"identity, deflate, gzip")
 _PLAIN: Final = literal(b"content-type", b"text/plain")
 _NOT_GRPC: Final = b"\x08\x03415" + _PLAIN  # :status, the name by its static index
@@ -93,6 +102,10 @@ class Dispatcher:
         limit = host.options.max_concurrent_calls
         if limit is not None and host.running_calls() >= limit:
             return refuse(host, stream, grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+        turns = host.options.turns
+        if turns is not None and head.path == turns.path and not turns.begin():
+            host.connection.sender.headers(stream, _BUSY, end_stream=True)
+            return _REFUSED
         call = Call(host, stream, head, method)
         if call.deadline is not None:
             host.call_expires(call, call.deadline)

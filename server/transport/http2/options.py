@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from server.transport.http2.limits import Limits
+from server.transport.http2.turns import Turns
 from server.transport.inflight import Inflight
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Options:
     """Age at which a connection is drained, give or take a tenth. math.inf: never."""
     max_connection_age_grace_s: float = math.inf
     """How long its calls may then go on before they are cancelled. math.inf: until they end."""
+    turns: Turns | None = None
+    """Refuses calls of its path that come faster than they can be answered. None: all begin."""
     inflight: Inflight | None = None
     """Counts the bytes of all connections; beyond its limit requests get RESOURCE_EXHAUSTED. None: no such bound."""
     reuse_port: bool = False

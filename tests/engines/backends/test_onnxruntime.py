@@ -12,12 +12,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines.backends import onnxruntime as backend
-from engines.backends.onnxruntime import OnnxRuntimeEngine, SessionSource
-from engines.backends.options import EngineOptions, GraphLevel
-from engines.errors import InvalidRequest
+from engines.backends.onnxruntime import OnnxRuntimeEngine, Sessions, SessionSource
+from engines.backends.options import Accelerator, EngineOptions, GraphLevel
+from engines.backends.processor import Processor
+from engines.backends.sweep import Layout
+from engines.errors import InvalidRequest, LoadFailed
 from engines.spec import ModelSpec, TensorSpec
 from engines.tensor import BY_LABEL, DType
 from tests.support import onnx_models
+from tests.support.openvino import PretendOpenVino
 from tests.support.repositories import ONNX_TYPES
 
 
@@ -157,3 +160,53 @@ class TestGraphCache:
         with pytest.raises(Exception, match="Protobuf parsing failed"):
             source.open(1)
         assert self.cached(source) == []
+
+
+class TestOpenVino:
+    """What ONNX Runtime is asked for where the configuration names OpenVINO."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> SessionSource:
+        folder = onnx_models.write(tmp_path, "identity", proto=onnx_models.identity(("batch", 3)))
+        options = EngineOptions(accelerator=Accelerator.OPENVINO)
+        return SessionSource(folder / "1" / "model.onnx", spec_of(DType.FP32), options, cache_dir=tmp_path / "cache")
+
+    def test_a_runtime_without_it_is_refused_with_the_way_out(self, source: SessionSource) -> None:
+        with pytest.raises(LoadFailed, match="without OpenVINO; install onnxruntime-openvino in place of onnxruntime"):
+            source.open(1)
+
+    def test_it_is_told_threads_and_streams_and_may_not_fall_back(
+        self, source: SessionSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pretended = PretendOpenVino.install(monkeypatch)
+        monkeypatch.setattr(backend, "CACHED_FROM_BYTES", 0)
+        session = source.open(2, streams=3)
+        assert session.run(None, {"x0": np.ones((1, 3), np.float32)})[0].tolist() == [[1, 1, 1]]
+        assert pretended.opened == [{"device_type": "CPU", "num_of_threads": "6", "num_streams": "3"}]
+        assert source.cache_dir is not None
+        assert not source.cache_dir.exists()
+
+    def test_bf16_needs_a_processor_that_multiplies_it(
+        self, source: SessionSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pretended = PretendOpenVino.install(monkeypatch)
+        able, unable = Processor("able", exact_int8=True, bf16=True), Processor("unable", exact_int8=True)
+        in_bf16 = replace(source, options=EngineOptions(accelerator=Accelerator.OPENVINO_BF16))
+        with pytest.raises(LoadFailed, match="does not multiply BF16"):
+            replace(in_bf16, processor=unable).open(1)
+        replace(in_bf16, processor=able).open(1)
+        assert "bf16" in pretended.opened[0]["load_config"]
+        assert backend.offered(able) == tuple(Accelerator)
+        assert backend.offered(unable) == (Accelerator.OPENVINO,)
+
+    def test_layouts_share_a_session_only_where_it_takes_any_number_of_executions(
+        self, source: SessionSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        PretendOpenVino.install(monkeypatch)
+        one, two = Layout(1, 1), Layout(2, 1)
+        accelerated = Sessions(source)
+        assert accelerated.get(one) is not accelerated.get(two)
+        assert accelerated.get(two) is accelerated.get(two)
+        own = Sessions(replace(source, options=EngineOptions()))
+        assert own.get(one) is own.get(two)
+        assert own.get(one) is not own.get(Layout(1, 2))

@@ -43,6 +43,13 @@ def entry(processor: Processor, configured: dict[str, str] | None = None) -> str
         return ""
 
 
+@pytest.mark.parametrize(("flags", "able"), [("avx512_bf16", True), ("fpu amx_bf16", True), ("avx512_vnni", False)])
+def test_bf16_shows_in_the_flags(tmp_path: Path, flags: str, able: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags : {flags}\n")
+    assert read_processor(cpuinfo, "x86_64").bf16 is able
+
+
 def test_sessions_ask_for_exact_products_where_they_are_not_given() -> None:
     assert entry(Processor("old", exact_int8=False)) == "1"
     assert entry(Processor("new", exact_int8=True)) == ""

@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
+from engines.backends.onnxruntime import OnnxRuntimeEngine
+from engines.backends.options import Accelerator
 from engines.backends.processor import Processor
+from engines.backends.sweep import THRIFTIEST
 from engines.build import bench, graphs
 from engines.build.bench import open_engine, open_version
 from engines.build.builder import build
@@ -22,6 +25,7 @@ from engines.build.quantize import layer_precisions
 from engines.build.ranges import Method
 from engines.build.rules import violations
 from tests.support import digits, networks
+from tests.support.openvino import PretendOpenVino
 
 VNNI, NO_VNNI = Processor("with", exact_int8=True), Processor("without", exact_int8=False)
 
@@ -83,7 +87,7 @@ def test_the_published_version_answers_as_the_report_says(run: Build, tmp_path: 
     with np.load(digits.HELD_OUT) as file:
         images, labels = file["images"].astype(np.float32), file["labels"]
     assert trial.definition.spec.max_rows == 32
-    engine = open_engine(trial, 1, VNNI)
+    engine = open_engine(trial, THRIFTIEST, VNNI)
     said = np.concatenate(
         [engine.execute({"image": part}, ["logits"])["logits"] for part in np.array_split(images, 12)]
     )
@@ -253,3 +257,70 @@ def test_an_interruption_publishes_nothing(run: Build, tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(calibration=digits.write_calibration(tmp_path))
     assert list((tmp_path / "repo").iterdir()) == []
+
+
+class TestOpenVino:
+    """`auto` on an ONNX Runtime that offers OpenVINO."""
+
+    @pytest.fixture
+    def auto(self, run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+        """Builds `auto`; whatever runs on OpenVINO takes `ratio` of the time of the rest."""
+
+        def call(ratio: float, **options: Any) -> BuildReport:
+            def timed(engines: dict[str, OnnxRuntimeEngine], *_: object) -> dict[str, dict[int, float]]:
+                return {label: {1: ratio if "openvino" in label else 1.0} for label in engines}
+
+            monkeypatch.setattr("engines.build.builder.cpu_seconds", timed)
+            return run(precision=Precision.AUTO, calibration=digits.write_calibration(tmp_path), **options)
+
+        return call
+
+    def test_it_is_taken_where_it_is_faster(self, auto: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+        PretendOpenVino.install(monkeypatch)
+        report = auto(0.5)
+        labels = {candidate.label for candidate in report.candidates}
+        assert {f"{label} on openvino" for label in labels if "openvino" not in label} < labels
+        assert report.chosen.label.endswith(" on openvino")
+        assert "2.00 times as fast as fp32 at 1 row" in report.choice.reason
+        assert manifest(report)["accelerator"] == "openvino"
+        assert open_version(report.published).accelerator is Accelerator.OPENVINO
+
+    @pytest.mark.parametrize(("ratio", "spoils"), [(2.0, False), (0.5, True)])
+    def test_it_is_not_taken_where_it_is_slower_or_wrong(
+        self, auto: Build, monkeypatch: pytest.MonkeyPatch, ratio: float, spoils: bool
+    ) -> None:
+        PretendOpenVino.install(monkeypatch, spoils=spoils)
+        report = auto(ratio)
+        assert report.chosen.label == "fp32"
+        verdict = report.choice.verdicts["fp32 on openvino"]
+        assert verdict.startswith("refused: loss of accuracy" if spoils else "left out: 0.50 times as fast")
+        assert manifest(report)["accelerator"] is None
+        assert open_version(report.published).accelerator is None
+
+    def test_a_configuration_that_is_there_decides(self, auto: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+        PretendOpenVino.install(monkeypatch)
+        config = auto(2.0).published.parent / "config.pbtxt"
+        kept = auto(0.5)
+        assert kept.chosen.label == "fp32"
+        assert "openvino left out: the model has a config.pbtxt, which is kept as it is" in kept.notes
+        named = "optimization { execution_accelerators { cpu_execution_accelerator { name: 'openvino' } } }"
+        config.write_text(f"{config.read_text()}{named}")
+        told = auto(0.5)
+        assert told.chosen.trial.accelerator is Accelerator.OPENVINO
+        assert "everything runs on openvino: config.pbtxt says so" in told.notes
+
+    def test_it_is_said_when_it_is_not_tried(self, auto: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "openvino left out: the installed ONNX Runtime comes without it" in auto(1.0).notes
+        pretended = PretendOpenVino.install(monkeypatch)
+        auto(0.5, name="other", target=Target.TENSORRT)
+        assert pretended.opened == []
+
+
+def test_auto_says_which_layout_the_server_would_choose(run: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.build.builder.available_cores", lambda: 1)
+    monkeypatch.setattr("engines.backends.sweep.INLINE_S", 1e-9)
+    report = run(precision=Precision.AUTO, data=None, labels="")
+    said = "instances and threads are the server's choice at each load; here, now, it would choose 1 x 1 thread(s)"
+    assert said in report.notes
+    assert "instance_group" not in (report.published.parent / "config.pbtxt").read_text()
+    assert not any("instances" in note for note in run(precision=Precision.FP16).notes)

@@ -101,6 +101,7 @@ def test_large_weights_are_written_beside_the_file_and_stay_in_the_model(tmp_pat
     path = graphs.save(model, tmp_path / "model.onnx", external_from=1000)
     assert (tmp_path / "model.onnx.data").stat().st_size > 100 * path.stat().st_size
     assert graphs.external_files(path).__next__() == tmp_path / "model.onnx.data"
+    assert (tmp_path / "model.onnx.data").stat().st_mode == path.stat().st_mode
     assert model == networks.sensitive()
     shaped = graphs.infer_shapes(model, tmp_path, external_from=1000)
     assert {value.name for value in shaped.graph.value_info} >= {"d0", "r0"}

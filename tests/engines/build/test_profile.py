@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engines.backends.options import Accelerator
 from engines.build.bench import open_version
 from engines.build.errors import BuildFailed
 from engines.build.plots import draw_profile
 from engines.build.profile import Point, ProfileOptions, apply, curves_of, frontier_of, knee_of, profile, summary
 from tests.support import digits, onnx_models
+from tests.support.openvino import PretendOpenVino
 
 
 def point(p99_ms: float, rows_per_second: float, *, rows: int = 1, instances: int = 1, version: int = 1) -> Point:
@@ -59,6 +62,27 @@ def test_a_real_sweep_covers_all_layouts_and_sizes(tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     draw_profile(curves_of(made.points), (made.knee.p99_ms, made.knee.rows_per_second), None, 1.0, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_accelerators_are_swept_and_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = PretendOpenVino.install(monkeypatch)
+    folder = onnx_models.write(tmp_path, "m", config="max_batch_size: 1", proto=onnx_models.scale())
+    made = profile([folder / "1"], ProfileOptions(seconds=0.001, cores=2, accelerators=(None, Accelerator.OPENVINO)))
+    assert [p.accelerator for p in made.points] == [None] * 3 + [Accelerator.OPENVINO] * 3
+    assert [options["num_streams"] for options in pretended.opened] == ["1", "1", "2"]
+    assert sum("on openvino" in name for name in curves_of(made.points)) == 3
+    digests = set()
+    for accelerator in (Accelerator.OPENVINO, None):
+        apply(replace(made.points[0], accelerator=accelerator), folder)
+        trial = open_version(folder / "1")
+        assert trial.accelerator is accelerator
+        digests.add(trial.definition.spec.digest)
+    assert len(digests) == 2  # what names costs and cached answers
+
+
+def test_costs_are_those_of_the_chosen_accelerator() -> None:
+    fast = replace(point(1, 400, rows=4), accelerator=Accelerator.OPENVINO)
+    assert summary("m", [*BENT, fast], None).costs == {1: {4: 0.0005}}
 
 
 @pytest.mark.parametrize(

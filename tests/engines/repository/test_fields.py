@@ -70,9 +70,6 @@ REFUSALS = {
     "optimization.execution_accelerators.gpu_execution_accelerator": (
         "optimization { execution_accelerators { gpu_execution_accelerator { name: 'tensorrt' } } }"
     ),
-    "optimization.execution_accelerators.cpu_execution_accelerator": (
-        "optimization { execution_accelerators { cpu_execution_accelerator { name: 'openvino' } } }"
-    ),
     "optimization.gather_kernel_buffer_threshold": "optimization { gather_kernel_buffer_threshold: 1 }",
     "optimization.eager_batching": "optimization { eager_batching: true }",
     "sequence_batching": "sequence_batching { }",

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from engines.backends.cores import available_cores
-from engines.backends.options import EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
+from engines.backends.options import Accelerator, EngineOptions, GpuGroup, GpuOptions, GraphLevel, StreamOptions
 from engines.errors import LoadFailed
 from engines.repository.config import parse_text
 from engines.repository.settings import (
@@ -16,6 +16,7 @@ from engines.repository.settings import (
     default_deadline_s,
     engine_options_of,
     limits_of,
+    name_accelerator,
     policy_of,
 )
 from engines.scheduling.policy import DeadlineOptions, Limits, Policy, QueuePolicy, TimeoutAction
@@ -30,6 +31,11 @@ def limits(text: str, max_batch_size: int = 8) -> Limits:
 
 def engine(text: str) -> EngineOptions:
     return engine_options_of(parse_text(text))
+
+
+def accelerated(*names: str, options: str = "") -> str:
+    named = " ".join(f"cpu_execution_accelerator {{ name: '{name}' {options} }}" for name in names)
+    return f"optimization {{ execution_accelerators {{ {named} }} }}"
 
 
 def parameter(key: str, value: str) -> str:
@@ -133,6 +139,15 @@ def test_all_parameters_are_heard() -> None:
     )
 
 
+def test_accelerators() -> None:
+    assert engine(accelerated("openvino")) == EngineOptions(accelerator=Accelerator.OPENVINO)
+    assert engine(accelerated()) == EngineOptions()
+    for accelerator in (*Accelerator, None):
+        config = parse_text(accelerated("openvino"))
+        name_accelerator(config, accelerator)
+        assert engine_options_of(config).accelerator is accelerator
+
+
 def test_parallel_execution_takes_all_cores_unless_told() -> None:
     assert engine(parameter("execution_mode", "1")).inter_op_threads == available_cores()
     assert engine(parameter("inter_op_thread_count", "1")).inter_op_threads == 0
@@ -170,6 +185,22 @@ def test_instance_groups(text: str, instances: int) -> None:
         ("instance_group { kind: KIND_GPU } gpu { in_flight: 4 }", "gpu.in_flight: 4 is not between 1 and 3"),
         ("instance_group { count: -1 }", "instance_group.count: -1 is negative"),
         ("instance_group { count: 1 } instance_group { }", "instance_group.count: with several groups"),
+        (accelerated("tensorrt"), "cpu_execution_accelerator.name: 'tensorrt' is not known; known is openvino"),
+        (
+            accelerated("openvino", options="parameters { key: 'precision_mode' value: 'INT8' }"),
+            "parameters: there is precision_mode alone, FP32 or BF16",
+        ),
+        (
+            accelerated("openvino", options="parameters { key: 'threads' value: '2' }"),
+            "parameters: there is precision_mode alone, FP32 or BF16",
+        ),
+        (accelerated("openvino", "openvino"), "cpu_execution_accelerator: there can be one, not 2"),
+        (
+            accelerated("openvino") + parameter("execution_mode", "1"),
+            "graph.level and execution_mode have no effect on openvino",
+        ),
+        (accelerated("openvino").replace("{", "{ graph { level: 1 }", 1), "have no effect on openvino"),
+        (accelerated("openvino") + "instance_group { kind: KIND_GPU }", "the model runs on GPUs"),
         ("optimization { graph { level: 3 } }", "optimization.graph.level: 3 is none of 0, -1, 1, 2"),
         (
             parameter("intra_op_threads", "2"),

@@ -143,3 +143,25 @@ def test_a_machine_that_is_ten_times_slower_is_believed_within_a_dozen_execution
     for _ in range(12):
         model.observe(8, 0.02)
     assert model.means[8] > 0.015
+
+
+def test_sizes_that_do_not_run_are_not_carried_away_by_the_jitter_of_those_that_do() -> None:
+    cost = CostModel(64)
+    cost.seed({rows: 0.001 + 0.0001 * rows for rows in cost.sizes})
+    rng = random.Random(1)
+    for _ in range(20_000):
+        rows = rng.choice((1, 2, 3))
+        stall = rng.choice((1.0, 1.0, 1.0, rng.uniform(1.0, 30.0)))
+        for _ in range(rng.choice((1, 4)) if stall > 1.0 else 1):  # stalls come together
+            cost.observe(rows, (0.001 + 0.0001 * rows) * stall)
+    for _ in range(50):
+        cost.observe(1, 0.0011)
+    assert 0.0074 / 6 < cost.typical[64] < 0.0074 * 6
+
+
+def test_a_batch_costs_no_more_than_its_rows_in_smaller_ones() -> None:
+    cost = CostModel(8)
+    cost.seed({1: 0.001, 8: 0.5})
+    for _ in range(30):
+        cost.observe(1, 0.001)
+    assert cost.typical[8] <= 0.008 * 1.01

@@ -10,13 +10,16 @@ import pytest
 import tritonclient.grpc as triton
 from click.testing import CliRunner, Result
 
+from engines.backends.options import Accelerator
 from engines.build import bench
 from engines.build.bench import open_version
 from engines.costs import costs_file, load_costs
 from engines.scheduling.latency import CostModel
 from server.cli import cli
 from server.cli.demo import serving
+from server.cli.profile import accelerators_of
 from tests.support import digits
+from tests.support.openvino import PretendOpenVino
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +118,20 @@ def test_a_built_version_is_served(tmp_path: Path) -> None:
         given.set_data_from_numpy(images)
         answer = client.infer("digits", [given]).as_numpy("logits")
     assert np.mean(answer.argmax(axis=1) == labels) >= 0.95
+
+
+def test_an_accelerator_that_is_not_there_is_refused_by_name() -> None:
+    models = digits.EXAMPLES / "models" / "digits"
+    compared = kairos("compare", models, models, "--data", digits.HELD_OUT, "--accelerator", "openvino")
+    assert compared.exit_code == 1
+    assert "Cannot compare: optimization.execution_accelerators" in compared.stderr
+    profiled = kairos("profile", models, "--accelerator", "openvino")
+    assert profiled.exit_code == 1
+    assert "install onnxruntime-openvino" in profiled.stderr
+
+
+def test_profile_sweeps_all_that_the_runtime_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert accelerators_of(()) == (None,)
+    assert accelerators_of(("openvino", "none", "none")) == (Accelerator.OPENVINO, None)
+    PretendOpenVino.install(monkeypatch)
+    assert accelerators_of(())[:2] == (None, Accelerator.OPENVINO)

@@ -1,0 +1,60 @@
+"""Turns: how many calls begin in a turn of the loop that is too long, and when all may again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.transport.http2.turns import LEAST, TARGET_S, Turns
+
+
+class Loop:
+    """Turns of a loop on a hand-wound clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.soon: list[Callable[[], None]] = []
+        self.told = 0
+        self.turns = Turns(b"/a/B", self._tell, self.soon.append, lambda: self.now)
+
+    def _tell(self) -> None:
+        self.told += 1
+
+    def turn(self, calls: int, each_s: float) -> int:
+        """So many calls come at once and take so long each; how many of them began."""
+        began = sum(self.turns.begin() for _ in range(calls))
+        self.now += began * each_s
+        due, self.soon[:] = list(self.soon), []
+        for callback in due:
+            callback()
+        return began
+
+
+def test_short_turns_let_everybody_begin() -> None:
+    loop = Loop()
+    assert [loop.turn(50, TARGET_S / 100) for _ in range(5)] == [50] * 5
+    assert loop.told == 0
+
+
+def test_of_what_would_take_too_long_as_much_begins_as_the_target_allows() -> None:
+    loop = Loop()
+    loop.turn(1000, TARGET_S / 100)
+    began = [loop.turn(1000, TARGET_S / 100) for _ in range(20)]
+    assert all(80 <= count <= 130 for count in began), began
+    assert loop.told == 20_000 - sum(began)
+
+
+def test_some_always_begin_however_long_a_turn_was() -> None:
+    loop = Loop()
+    loop.turn(40, 1.0)
+    assert loop.turn(40, 1.0) == LEAST
+
+
+def test_the_allowance_comes_back_and_an_idle_loop_is_left_alone() -> None:
+    loop = Loop()
+    loop.turn(1000, TARGET_S / 100)
+    for _ in range(80):
+        loop.turn(10, TARGET_S / 1000)
+    assert loop.turn(1000, 0.0) == 1000
+    for _ in range(3):
+        loop.turn(0, 0.0)
+    assert loop.soon == []
