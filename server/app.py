@@ -162,6 +162,7 @@ class Server:
         self.hopeless = asyncio.Event()
         self.hung = HungEngines(options.patience, self._too_many_hang)
         self.feedback = Feedback(options.state_dir, options.triggers, self._watched)
+        self.rollouts.signals = self.feedback
         self.watcher = Watcher((self.feedback.prediction_sink, self.feedback.capture_sink))
         opener = ModelOpener(self.telemetry, self.store, self.watcher, self.hung, options.cache_dir, options.requests)
         opener.gpus = self.gpus

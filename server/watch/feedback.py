@@ -23,7 +23,7 @@ from server.watch.figures import VersionFigures, version_figures
 from server.watch.observation import Sink
 from server.watch.outcomes import FILE, OutcomeStatistics, OutcomeStore
 from server.watch.predictions import PredictionSink
-from server.watch.readings import Reading
+from server.watch.readings import VOLUME, Reading
 from server.watch.sampled import SampledSink
 from server.watch.trigger_file import TriggerOptions
 from server.watch.trigger_runner import Triggers, TriggerStatistics
@@ -141,6 +141,21 @@ class Feedback:
             captures={key: capture.statistics() for key, capture in self._captures.items()},
             triggers=None if self._triggers is None else self._triggers.statistics(),
         )
+
+    def readings(self, model: str, version: int) -> Mapping[str, Reading]:
+        """What may speak for or against a version: its monitor's signals, and `rule.<name>` for each raised rule.
+
+        Figures of outcomes are in there by rules alone, since only an operator knows how good is good enough. Rules
+        on the volume are left out: how many callers a version has is no merit of its own.
+        """
+        monitors = (each for name, number, each in self._watched() if (name, number) == (model, version))
+        monitor = next(monitors, None)
+        found = {} if monitor is None else dict(monitor.readings())
+        for rule in () if self._triggers is None else self._triggers.raised(model, version):
+            if rule.signal != VOLUME:
+                signal = f"rule.{rule.name}"
+                found[signal] = Reading(signal, math.nan, alarm=True, samples=0, at=time.time())
+        return found
 
     async def look(self, now: float) -> None:
         """Look at everything once."""

@@ -26,7 +26,7 @@ from server.watch.kinds import ANSWERS_ONLY
 from server.watch.learn import Lessons
 from server.watch.observation import Observation
 from server.watch.plan import Matrix
-from server.watch.readings import Reading
+from server.watch.readings import VOLUME, Reading
 from server.watch.reference import Reference
 from server.watch.settings import LEAST_WINDOW, WatchOptions
 from server.watch.table import Table
@@ -148,7 +148,7 @@ class Monitor:
     def readings(self) -> Mapping[str, Reading]:
         """The latest of each signal, by name; empty before the first look, but for the volume."""
         found = dict(self._last.readings) if self._last is not None else {}
-        return MappingProxyType(found | {"volume": self._volume_now()})
+        return MappingProxyType(found | {VOLUME: self._volume_now()})
 
     def statistics(self) -> MonitorStatistics:
         """A snapshot."""
@@ -296,4 +296,4 @@ class Monitor:
         with self._volume_lock:
             self._forget(now)
             seen = sum(count for _, count in self._volume)
-        return Reading("volume", seen / self.options.rate / VOLUME_S, alarm=False, samples=seen, at=now)
+        return Reading(VOLUME, seen / self.options.rate / VOLUME_S, alarm=False, samples=seen, at=now)

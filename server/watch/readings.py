@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
+
+VOLUME: Final = "volume"
+"""Requests a second."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from server.watch.readings import Reading
 from server.watch.trigger_actions import Action, NotDelivered, make_actions
 from server.watch.trigger_file import RetryOptions, TriggerOptions
 from server.watch.trigger_state import Delivery, Status, TriggerStore
-from server.watch.triggers import Key, Phase, evaluate_all
+from server.watch.triggers import Key, Phase, Rule, evaluate_all
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,12 @@ class Triggers:
         for delivery in deliveries:
             if delivery.status is Status.PENDING:
                 self._start(delivery)
+
+    def raised(self, model: str, version: int) -> list[Rule]:
+        """The rules that are raised for a model version."""
+        states = self._store.states
+        found = [(rule, states.get((rule.name, model, version))) for rule in self.options.rules]
+        return [rule for rule, state in found if state is not None and state.phase is Phase.RAISED]
 
     def statistics(self) -> TriggerStatistics:
         """A snapshot."""

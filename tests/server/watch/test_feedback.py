@@ -160,3 +160,25 @@ def test_figures_are_made_anew_for_new_outcomes_and_old_ones_leave(tmp_path: Pat
         await feedback.close()
 
     asyncio.run(main())
+
+
+def test_what_may_speak_against_a_version(tmp_path: Path) -> None:
+    monitor = Monitor()
+    monitor.drift(1e9, 0.9)
+    quiet = Rule(name="quiet", signal="volume", below=1.0)
+    triggers = TriggerOptions(rules=(*TRIGGERS.rules, quiet), actions=TRIGGERS.actions)
+
+    async def main() -> None:
+        feedback = Feedback(tmp_path, triggers, lambda: [("m", 1, None), ("m", 2, monitor)])
+        feedback.open()
+        assert feedback.readings("m", 2) == monitor.found
+        monitor.found["volume"] = Reading("volume", 0.0, alarm=False, samples=1, at=1e9)
+        await feedback.look(1e9)
+        found = feedback.readings("m", 2)
+        assert found.keys() == {"drift", "volume", "rule.moved"}
+        assert [name for name, reading in found.items() if reading.alarm] == ["rule.moved"]
+        assert feedback.readings("m", 1) == {}
+        assert feedback.readings("other", 2) == {}
+        await feedback.close()
+
+    asyncio.run(main())
