@@ -25,7 +25,9 @@ class Hook:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 signed = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode() + body
                 digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
-                known = hmac.compare_digest(self.headers["webhook-signature"], f"v1,{base64.b64encode(digest).decode()}")
+                known = hmac.compare_digest(
+                    self.headers["webhook-signature"], f"v1,{base64.b64encode(digest).decode()}"
+                )
                 if known:
                     event = json.loads(body)
                     hook.events[event["id"]] = event

@@ -7,7 +7,7 @@
 1. Train on clean digits, make a baseline, publish to a registry (MLflow's own server), serve its `champion`.
 2. Callers ask, and report later what was true. All is well.
 3. The world changes: digits come rotated, noisy, and inverted. The watch raises its alarm.
-4. A trigger tells the training service by a signed webhook. It waits for labelled rows, and trains on what was captured.
+4. A trigger tells the training service by a signed webhook. It gathers labelled rows, and trains on what was captured.
 5. `kairos compare` decides whether the new version may go further.
 6. `kairos rollout`: copies, a fifth, half, all of the callers; promoted by itself, or sent back.
 7. The new version is the champion. It was made for this world: the alarm is over.
@@ -139,7 +139,9 @@ class Loop:
         self._step("Train the first version", "train")
         if self._mlflow:
             if not mlflow_server.environment_ready():
-                console.print("MLflow gets an environment of its own, in .tools/mlflow; this once takes a minute or two")
+                console.print(
+                    "MLflow gets an environment of its own, in .tools/mlflow; this once takes a minute or two"
+                )
             self.registry = MlflowRegistry(self.work / "mlflow")
         else:
             self.registry = FolderRegistry(self.work / "models")
@@ -282,9 +284,7 @@ class Loop:
             (place / "labels.txt").write_text((train.REPOSITORY / "digits" / "labels.txt").read_text())
 
     def _baseline(self, version: int, data: Path) -> None:
-        kairos(
-            console, "baseline", "digits", "--repository", self.workshop, "--version", str(version), "--data", data
-        )
+        kairos(console, "baseline", "digits", "--repository", self.workshop, "--version", str(version), "--data", data)
 
     def _captured(self, enough: Callable[[learning.Integers], bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Images, labels and request numbers, as soon as there are enough."""
@@ -365,7 +365,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=("mlflow", "folder"), default="mlflow", help="(default: %(default)s)")
     parser.add_argument("--brief", action="store_true", help="less of everything")
-    parser.add_argument("--kill", action="store_true", help="kill the server in each step, to see that nothing gets lost")
+    parser.add_argument(
+        "--kill", action="store_true", help="kill the server in each step, to see that nothing gets lost"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds after which to give up (%(default)s)")
     parser.add_argument("--work", type=Path, help="an empty folder for all files (default: one that is removed again)")
     parser.add_argument("--picture", type=Path, default=Path("mlops.png"), help="where to draw (default: %(default)s)")

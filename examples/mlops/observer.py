@@ -60,10 +60,7 @@ class Observer:
                     self._told = entry.at
                     self._say(entry.text)
         drift = {
-            model.version: reading.value
-            for model in watched
-            for reading in model.readings
-            if reading.signal == "drift"
+            model.version: reading.value for model in watched for reading in model.readings if reading.signal == "drift"
         }
         alarms = {
             model.version: frozenset(reading.signal for reading in model.readings if reading.alarm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ from examples.mlops.world import CHANGED, Group, Style, World
 
 OLD, NEW, RED, INK, PALE = "#4c6a92", "#2a9d6f", "#d1495b", "#22303c", "#8a97a3"
 BIN_S: Final = 1.0
+HALF: Final = 0.5
+LABEL_SHARE: Final = 0.028
+"""Between two labels, of the width."""
 LEAST: Final = 20
 """Answers that a point of accuracy is made of, at least."""
 
@@ -31,12 +35,12 @@ def draw(story: Story, world: World, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6eaee")
         axes.set_axisbelow(True)
-        for at, _ in story.marks:
+        for at, _ in _shown(story):
             axes.axvline(at - story.began, color=PALE, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    _marks(accuracy, story)
     share.set_xlabel("seconds")
-    begin = min((answer.at for answer in story.answers), default=story.began) - story.began
-    share.set_xlim(begin - 3, max(answer.at for answer in story.answers) - story.began + 1)
+    end = story.answers[-1].at - story.began
+    share.set_xlim(0, end)
+    _marks(accuracy, story, end)
     figure.savefig(path, dpi=120)
 
 
@@ -44,7 +48,8 @@ def _digits(figure: Any, world: World) -> None:  # noqa: ANN401  (matplotlib's c
     """Some digits as they were, and as they became."""
     random = np.random.default_rng(3)
     styles = (*(Style.CLEAN,) * 4, *(style for style in CHANGED for _ in range(3)))
-    for place, (axes, style) in enumerate(zip(figure.subplots(1, len(styles)), styles, strict=True)):
+    row = figure.subplots(1, len(styles), gridspec_kw={"wspace": 0.06})
+    for place, (axes, style) in enumerate(zip(row, styles, strict=True)):
         image, _ = world.draw(Group.CALLERS, style, random)
         axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=16)
         axes.set(xticks=[], yticks=[])
@@ -75,22 +80,15 @@ def _drift(axes: Any, story: Story) -> None:  # noqa: ANN401
         seen = [(sight.at - story.began, sight.drift[version]) for sight in story.sights if version in sight.drift]
         axes.plot(*zip(*seen, strict=True), color=colour, linewidth=2) if seen else None
     top = axes.get_ylim()[1]
-    alarmed = [
-        (sight.at - story.began, "drift" in sight.alarms.get(_answering(story, sight.at), ()))
-        for sight in story.sights
-    ]
-    for (start, alarm), (stop, _) in zip(alarmed, alarmed[1:], strict=False):
-        if alarm:
-            axes.axvspan(start, stop, color=RED, alpha=0.12, linewidth=0)
+    for sight, following in pairwise(story.sights):
+        if "drift" in sight.alarms.get("2" if sight.share > HALF else "1", ()):
+            span = (sight.at - story.began, following.at - story.began)
+            axes.axvspan(*span, color=RED, alpha=0.12, linewidth=0)
     axes.axhline(0.2, color=RED, linewidth=0.8, linestyle="--")
-    axes.annotate("alarm of the version that answers", (0.99, 0.9), xycoords="axes fraction", ha="right", color=RED)
+    axes.annotate(
+        "red: alarm of the version\nthat most callers get", (0.01, 0.95), xycoords="axes fraction", va="top", color=RED
+    )
     axes.set(ylim=(0, top), ylabel="drift of the inputs\n(PSI)")
-
-
-def _answering(story: Story, at: float) -> str:
-    """The version that answered most of the second before."""
-    recent = [answer.version for answer in story.answers if at - 1 <= answer.at <= at]
-    return max(set(recent), key=recent.count) if recent else ""
 
 
 def _share(axes: Any, story: Story) -> None:  # noqa: ANN401
@@ -105,10 +103,20 @@ def _share(axes: Any, story: Story) -> None:  # noqa: ANN401
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _marks(axes: Any, story: Story) -> None:  # noqa: ANN401
-    """The steps, named above the first plot."""
-    for at, name in story.marks:
+def _marks(axes: Any, story: Story, end: float) -> None:  # noqa: ANN401
+    """The steps, named above the first plot; those that are close to each other move apart."""
+    gap = end * LABEL_SHARE
+    last = -gap
+    for at, name in _shown(story):
+        place = max(at - story.began, last + gap)
+        last = place
         axes.annotate(
-            name, (at - story.began, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4),
-            textcoords="offset points", rotation=30, fontsize=9, color=INK,
+            name, (at - story.began, 1.0), xycoords=("data", "axes fraction"), xytext=(place, 1.1),
+            textcoords=("data", "axes fraction"), rotation=30, fontsize=9, color=INK, va="bottom", rotation_mode="anchor",
+            arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
+
+
+def _shown(story: Story) -> list[tuple[float, str]]:
+    """Steps since the first answer."""
+    return [(at, name) for at, name in story.marks if at >= story.began]

@@ -33,12 +33,15 @@ class Sight:
 class Story:
     """See the module. Threads append to it, and never change what is there."""
 
-    began: float = field(default_factory=time.time)
     answers: list[Answer] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
     marks: list[tuple[float, str]] = field(default_factory=list)
     """When a step began, and its name."""
-    alarms: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def began(self) -> float:
+        """When the first caller was answered."""
+        return self.answers[0].at
 
     def mark(self, name: str) -> None:
         """A step begins."""

@@ -1,7 +1,7 @@
 """The world that the loop's model lives in: digits as they were, and digits as they become.
 
-Nobody who writes a digit that the model learnt from comes back later, and those whose digits it is judged by are others
-again: so the images are in three groups. Each time that an image is drawn it is another one, moved and rotated a little.
+Nobody whose digits a version learnt from comes back later, and those whose digits it is judged by are others again: so
+the images are in three groups. Each time that one is drawn it looks a little different.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def render(image: Floats, style: Style, random: np.random.Generator) -> Floats:
     """An image [8,8] as somebody writes it this time: [1,8,8]."""
     angle = random.normal(0, 4)
     if style is Style.ROTATED:
-        angle += random.choice((-1, 1)) * random.uniform(35, 55)
+        angle += random.uniform(35, 55)
     seen = ndimage.rotate(image, angle, reshape=False, order=1)
-    seen = seen + random.normal(0, 5.0 if style is Style.NOISY else 0.3, seen.shape)
+    seen = seen + random.normal(0, 4.0 if style is Style.NOISY else 0.3, seen.shape)
     if style is Style.INVERTED:
         seen = PIXEL_MAX - seen
     return np.clip(seen, 0, PIXEL_MAX).astype(np.float32)[np.newaxis]
