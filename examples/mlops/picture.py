@@ -86,7 +86,7 @@ def _drift(axes: Any, story: Story) -> None:  # noqa: ANN401
             axes.axvspan(*span, color=RED, alpha=0.12, linewidth=0)
     axes.axhline(0.2, color=RED, linewidth=0.8, linestyle="--")
     axes.annotate(
-        "red: alarm of the version\nthat most callers get", (0.01, 0.95), xycoords="axes fraction", va="top", color=RED
+        "alarm of the version that most callers get", (0.4, 0.35), xycoords="axes fraction", ha="center", color=RED
     )
     axes.set(ylim=(0, top), ylabel="drift of the inputs\n(PSI)")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from panels import Dashboard, Panel, Query
 
-from boards.expressions import MODEL, rate, total
+from boards.expressions import MODEL, SERVER, rate, total
 
 VERSION = "{{model}}:{{version}}"
 
@@ -14,10 +14,150 @@ def worst(metric: str, signals: str, by: str = "model, version, signal", pick: s
     return f'{pick} by ({by}) ({metric}{{{MODEL}, signal=~"{signals}"}})'
 
 
+def latest(metric: str, by: str = "model, version", pick: str = "max") -> str:
+    """A gauge that all servers of a model should agree on."""
+    return f"{pick} by ({by}) ({metric}{{{MODEL}}})"
+
+
+# fmt: off
+OUTCOMES = (
+    "Outcomes",
+    (
+        Panel(
+            title="Accuracy", unit="percentunit", most=1, width=12,
+            description="Share of predictions that were right, by the outcomes reported within the last day.",
+            queries=(Query(latest("kairos_feedback_accuracy", pick="min"), VERSION),),
+        ),
+        Panel(
+            title="Calibration error", unit="percentunit", warn=0.05, alarm=0.15, width=12,
+            description="Mean distance of confidence and accuracy. At 10 % a confidence of 90 % is worth 80 or 100.",
+            queries=(Query(latest("kairos_feedback_calibration_error"), VERSION),),
+        ),
+        Panel(
+            title="Business metrics", unit="short", width=12,
+            description="Mean of each metric over the last day's outcomes, in the metric's own unit.",
+            queries=(
+                Query(
+                    latest("kairos_feedback_outcome_mean", "model, version, metric", "avg"), f"{VERSION} {{{{metric}}}}"
+                ),
+            ),
+        ),
+        Panel(
+            title="What business metrics go along with", unit="short", width=12,
+            description="Rank correlation, -1 to 1, with the confidence of predictions and with drift of their time.",
+            queries=(
+                Query(
+                    latest("kairos_feedback_outcome_correlation", "model, version, metric, with", "avg"),
+                    f"{VERSION} {{{{metric}}}} with {{{{with}}}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Labelled predictions", unit="short", width=12,
+            description="Of the last day. Accuracy and calibration of less than a few hundred say little.",
+            queries=(Query(total("kairos_feedback_labelled", "model, version"), VERSION),),
+        ),
+        Panel(
+            title="Reports", unit="ops", stack=True, width=12,
+            description="Reported outcomes a second. Unknown ones are of requests that were not sampled, or too early.",
+            queries=(Query(rate("kairos_feedback_reports_total", "result", SERVER), "{{result}}"),),
+        ),
+    ),
+)
+TRIGGERS = (
+    "Triggers and capture",
+    (
+        Panel(
+            title="Rules", unit="short", kind="state-timeline", alarm=0.5, width=12,
+            description="Red while a rule is raised for a model version: one episode, one event.",
+            queries=(
+                Query(latest("kairos_trigger_raised", "rule, model, version"), f"{{{{rule}}}} {VERSION}"),
+            ),
+        ),
+        Panel(
+            title="Events", unit="short", kind="stat", width=4,
+            description="Of the last hour.",
+            queries=(
+                Query(f"sum by (rule) (increase(kairos_trigger_events_total{{{MODEL}}}[1h]))", "{{rule}}"),
+            ),
+        ),
+        Panel(
+            title="Deliveries", unit="ops", warn=1, width=8,
+            description="Attempts at actions a second. Failed ones are tried again; those given up are lost.",
+            queries=(
+                Query(rate("kairos_trigger_deliveries_total", "action, result", SERVER), "{{action}} {{result}}"),
+            ),
+        ),
+        Panel(
+            title="Captured rows", unit="ops", stack=True, width=12,
+            description="Rows a second that were kept as training data, or failed to be.",
+            queries=(Query(rate("kairos_capture_rows_total", "model, result"), "{{model}} {{result}}"),),
+        ),
+        Panel(
+            title="Captured data", unit="bytes", width=12,
+            description="Size of each model's files. At `capture.max_bytes` the oldest are deleted.",
+            queries=(Query(total("kairos_capture_bytes", "model"), "{{model}}"),),
+        ),
+    ),
+)
+COURSE = "{{model}} {{stable}} → {{candidate}}"
+BY_COURSE = "model, stable, candidate"
+ROLLOUTS = (
+    "Rollouts",
+    (
+        Panel(
+            title="Stages", unit="short", kind="state-timeline", width=12,
+            description="Coloured: the stage it is in. Why a candidate was rolled back is in the server's log.",
+            queries=(Query(latest("kairos_rollout_stage", f"{BY_COURSE}, stage"), f"{COURSE} {{{{stage}}}}"),),
+        ),
+        Panel(
+            title="Share of the callers", unit="percentunit", most=1, width=12,
+            description="Of those that name no version, those that the candidate answers.",
+            queries=(Query(latest("kairos_rollout_share_ratio", BY_COURSE), COURSE),),
+        ),
+        Panel(
+            title="Agreement", unit="percentunit", most=1, alarm=0.8, warn=0.9,
+            description="Of candidate and stable version on this step's comparisons. Limits are the rollout's own.",
+            queries=(Query(latest("kairos_rollout_step_agreement_ratio", BY_COURSE, "min"), COURSE),),
+        ),
+        Panel(
+            title="Failures", unit="percentunit", warn=0.01,
+            description="Share of each version's requests on this step that it failed.",
+            queries=(
+                Query(
+                    f"sum by ({BY_COURSE}, arm) (kairos_rollout_step_failures{{{MODEL}}})"
+                    f" / (sum by ({BY_COURSE}, arm) (kairos_rollout_step_requests{{{MODEL}}}) > 0)",
+                    f"{COURSE} {{{{arm}}}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Median latency", unit="s",
+            description="Of each version on this step.",
+            queries=(
+                Query(
+                    latest("kairos_rollout_step_median_seconds", f"{BY_COURSE}, arm"), f"{COURSE} {{{{arm}}}}"
+                ),
+            ),
+        ),
+        Panel(
+            title="Copies", unit="reqps", stack=True, width=12,
+            description="Copies of requests for comparison, by what became of them. Dropped: no engine was idle.",
+            queries=(Query(rate("kairos_rollout_copies_total", "model, result"), "{{model}} {{result}}"),),
+        ),
+        Panel(
+            title="Retries", unit="reqps", warn=0.1, width=12,
+            description="Requests that the candidate failed, and the stable version was asked for.",
+            queries=(Query(rate("kairos_rollout_retries_total", "model"), "{{model}}"),),
+        ),
+    ),
+)
+# fmt: on
+
 QUALITY = Dashboard(
     "kairos-quality",
     "Kairos / Model quality",
-    "Inputs, answers and confidence of watched models against their baselines. Empty where none is watched.",
+    "Watched models against their baselines, their outcomes, what was done about it. Empty where nothing is watched.",
     (
         (
             "Now",
@@ -70,6 +210,9 @@ QUALITY = Dashboard(
                 ),
             ),
         ),
+        OUTCOMES,
+        TRIGGERS,
+        ROLLOUTS,
         (
             "The watch itself",
             (
