@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check fast format protos settings lock hashes audit load peers conformance clean
+.PHONY: help install demo mlops serve test check fast format protos settings lock hashes audit load peers conformance clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ install: $(READY) ## Make .venv with all a developer needs and the kairos comman
 
 demo: $(READY) ## Serve the example models and put real requests through them
 	@$(BIN)/kairos demo
+
+mlops: $(READY) ## A model's whole loop, from an alarm to its next version, in two minutes
+	@$(BIN)/python examples/mlops/loop.py
 
 serve: $(READY) ## Serve the example models until Ctrl-C
 	@$(BIN)/kairos serve --model-repository examples/models

@@ -18,6 +18,7 @@ The story is drawn as one picture. Everything runs on loopback, and ends with th
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import threading
@@ -372,6 +373,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="an empty folder for all files (default: one that is removed again)")
     parser.add_argument("--picture", type=Path, default=Path("mlops.png"), help="where to draw (default: %(default)s)")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     began = time.monotonic()
     with folder(chosen.work) as work:
         loop = Loop(

@@ -110,10 +110,11 @@ def _marks(axes: Any, story: Story, end: float) -> None:  # noqa: ANN401
     for at, name in _shown(story):
         place = max(at - story.began, last + gap)
         last = place
+        line = {"arrowstyle": "-", "color": PALE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
         axes.annotate(
             name, (at - story.began, 1.0), xycoords=("data", "axes fraction"), xytext=(place, 1.1),
-            textcoords=("data", "axes fraction"), rotation=30, fontsize=9, color=INK, va="bottom", rotation_mode="anchor",
-            arrowprops={"arrowstyle": "-", "color": PALE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
+            textcoords=("data", "axes fraction"), arrowprops=line, rotation=30, rotation_mode="anchor", va="bottom",
+            fontsize=9, color=INK,
         )  # fmt: skip
 
 
