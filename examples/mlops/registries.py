@@ -125,9 +125,8 @@ class FolderRegistry:
         for file in files:
             shutil.copy2(file, self._waiting(version) / file.name)
         if self._versions == 1:
-            shutil.copy2(folder / "labels.txt", self._model / "labels.txt")
-            config = (folder / "config.pbtxt").read_text()
-            (self._model / "config.pbtxt").write_text(f"{config}version_policy {{ all {{ }} }}\n")
+            for name in ("config.pbtxt", "labels.txt"):
+                shutil.copy2(folder / name, self._model / name)
             self.offer(version)
         return version
 
