@@ -115,6 +115,7 @@ class LocalInference:
             self._answer_in_order()
             raise
         finally:
+            waiter.place = None  # which refers back: the request would stay until the collector comes by
             del waiter  # else an error that it was told would hold its own frames, and the request, until collected
 
     def listen(self, listener: Listener) -> Callable[[], None]:

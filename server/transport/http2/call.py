@@ -382,6 +382,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._working = 0
             self._count(self._inflight)
         self.host.call_settled(self)
+        self.task = None  # its context holds the request, and the heap of deadlines may hold this call for long
 
     def _close(self, *, abandon: bool = False) -> None:
         """The one place where a call becomes over; `abandon`: while its handler still runs."""
