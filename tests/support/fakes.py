@@ -181,7 +181,7 @@ async def fake_server(
     inflight: Inflight | None = None,
 ) -> AsyncIterator[FakeServer]:
     """Serve these models; at the end the server stops, the models are closed, and no task may be left."""
-    listener, port = create_server(ListenOptions(port=0, transport=transport), inflight)
+    listener, port = create_server(ListenOptions(port=0, transport=transport), inflight=inflight)
     found = FakeModels({(model.spec.name, str(model.spec.version)): model for model in models})
     lifecycle, regions = Lifecycle(), SystemSharedMemory()
     telemetry, logs = quiet_telemetry(), Logs(LogOptions())
