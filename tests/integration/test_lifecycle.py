@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,16 @@ def steps(number: int) -> pb.ModelInferRequest:
     request = pb.ModelInferRequest(model_name="counter", raw_input_contents=[np.int64(number).tobytes()])
     request.inputs.add(name="n", datatype="INT64", shape=[1])
     return request
+
+
+def listens(url: str) -> bool:
+    """Whether a connection is taken."""
+    host, port = url.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=30).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 class Caller:
@@ -81,6 +92,7 @@ def test_a_drain_lets_work_finish_and_refuses_the_new(repository: Path, transpor
         call = caller.start(SOON)
         server.send(signal.SIGTERM)
         server.wait_for("SIGTERM: draining")
+        wait_until(lambda: not listens(server.url), "nobody listens")  # who came before that is answered
         with pytest.raises(grpc.RpcError) as refusal, grpc.insecure_channel(server.url) as late:
             GRPCInferenceServiceStub(late).ModelInfer(steps(1), timeout=30)  # type: ignore[no-untyped-call]
         # grpcio's server cancels a call that comes in the very moment in which it closes its port.
