@@ -205,8 +205,7 @@ def calm(seconds: float) -> str:
     return (
         f"A model whose rows each cost as much in a batch as alone, one engine: a single call to the idle server takes "
         f"{idle * 1e3:.1f} ms, at half of the {most:.0f} answers/s that it can give the median is {half * 1e3:.1f} ms, "
-        f"{statistics.median(ratios):.2f} times (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)}). With one "
-        f"engine half of the calls find it busy, so that the median is all but the best there is."
+        f"{statistics.median(ratios):.2f} times (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})."
     )
 
 
