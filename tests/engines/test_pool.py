@@ -250,7 +250,7 @@ def test_an_execution_that_hangs_is_given_up_and_its_engine_replaced(no_thread_i
         assert not clocks.alarms
         gate.open()
         assert (await clocks.run()).error is None
-        await until(lambda: engines.opened[0].closed)
+        await until(lambda: engines.opened[0].closed and not pool.statistics().hung)
         assert pool.statistics() == PoolStatistics(busy=0, idle=1, missing=0, replaced=1, hung=0)
         assert clocks.hung.count == 0
         await pool.close()
