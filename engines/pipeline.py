@@ -6,7 +6,6 @@ for what was started, in the same order, so that gathering the next batch never 
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import time
@@ -19,7 +18,7 @@ from engines.request import InferRequest
 from engines.scheduling.assemble import gather, join
 from engines.spec import ModelSpec, TensorSpec
 from engines.tensor import DeviceMemory, Tensor, elements
-from engines.worker import Job, Outcome
+from engines.worker import Job, Outcome, Worker, fail, finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,47 +30,25 @@ class _Started:
     placed: tuple[str, ...]
 
 
-class PipelinedWorker:
-    """Runs up to `engine.in_flight` jobs side by side. `done` is called on the event loop, once a job."""
+class PipelinedWorker(Worker):
+    """Runs up to `engine.in_flight` jobs side by side: callers keep at most that many in it."""
 
     def __init__(self, open_engine: Callable[[], PipelinedEngine], name: str) -> None:
-        self._open_engine = open_engine
-        self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Job, Callable[[Outcome], None]] | None] = queue.SimpleQueue()
+        super().__init__(open_engine, name)
+        self._open_pipelined = open_engine
         self._flights: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._starting = threading.Thread(target=self._start_all, name=name, daemon=True)
         self._name = name
 
-    async def open(self) -> None:
-        """Start the threads and the engine; raise what the engine raised."""
-        self._starting.start()
-        await asyncio.shield(self._opened)
-
-    def submit(self, job: Job, done: Callable[[Outcome], None]) -> None:
-        """Queue a job; callers keep at most `in_flight` in a worker."""
-        self._jobs.put((job, done))
-
-    def retire(self) -> None:
-        """Close the engine and end the threads once its jobs are done; waits for nothing."""
-        self._jobs.put(None)
-
-    async def close(self) -> None:
-        """Let the current jobs end, then close the engine and wait for the threads."""
-        self.retire()
-        await asyncio.shield(self._ended)
-
-    def _start_all(self) -> None:
+    def _run(self) -> None:
         try:
-            engine = self._open_engine()
+            engine = self._open_pipelined()
         except BaseException as error:  # noqa: BLE001  (whatever stops an engine from opening goes to who asked)
-            self._post(_fail, self._opened, error)
-            self._post(_finish, self._ended)
+            self._post(fail, self._opened, error)
+            self._post(finish, self._ended)
             return
         finishing = threading.Thread(target=self._finish_all, args=(engine,), name=f"{self._name} ends", daemon=True)
         finishing.start()
-        self._post(_finish, self._opened)
+        self._post(finish, self._opened)
         while (item := self._jobs.get()) is not None:
             job, done = item
             self._start(engine, job, done)
@@ -82,7 +59,7 @@ class PipelinedWorker:
         try:
             engine.close()
         finally:
-            self._post(_finish, self._ended)
+            self._post(finish, self._ended)
 
     def _start(self, engine: PipelinedEngine, job: Job, done: Callable[[Outcome], None]) -> None:
         began = gathered = time.monotonic()
@@ -109,12 +86,6 @@ class PipelinedWorker:
         try:
             engine.detach()
         except EngineDied:  # it will be closed by the other thread
-            return
-
-    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop was closed first: nobody is left to be told
             return
 
 
@@ -187,13 +158,3 @@ def _destinations_of(
         all_there &= target is not None or tensor.name not in request.wanted
         start += rows
     return found, all_there
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _fail(future: asyncio.Future[None], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

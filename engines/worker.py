@@ -78,10 +78,10 @@ class Worker:
         try:
             engine = self._open_engine()
         except BaseException as error:  # noqa: BLE001  (whatever stops an engine from opening goes to who asked)
-            self._post(_fail, self._opened, error)
-            self._post(_finish, self._ended)
+            self._post(fail, self._opened, error)
+            self._post(finish, self._ended)
             return
-        self._post(_finish, self._opened)
+        self._post(finish, self._opened)
         staging = Staging()
         while (item := self._jobs.get()) is not None:
             job, done = item
@@ -92,7 +92,7 @@ class Worker:
         try:
             engine.close()
         finally:
-            self._post(_finish, self._ended)
+            self._post(finish, self._ended)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         try:
@@ -140,11 +140,13 @@ def _execute(engine: Engine, job: Job, staging: Staging) -> Outcome:
     return Outcome(outputs, None, gathered - began, time.monotonic() - gathered)
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def finish(future: asyncio.Future[None]) -> None:
+    """Settle a future whose waiter may have left."""
     if not future.done():
         future.set_result(None)
 
 
-def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+def fail(future: asyncio.Future[None], error: BaseException) -> None:
+    """The same with an error."""
     if not future.done():
         future.set_exception(error)

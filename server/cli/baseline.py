@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from engines.build.errors import BuildFailed
 from engines.errors import InferError
 from engines.repository.layout import version_of
 from server.cli.build import DATA, FILE
+from server.cli.channel import fail
 from server.cli.progress import bars
 from server.watch.settings import hints_of
 from server.watch.watcher import MISSING
@@ -70,9 +70,9 @@ def baseline(
             reference = _make(folder, data, preprocessing, rows, progress)
         path = save(reference, folder)
     except ImportError:
-        _fail(errors, MISSING)
+        fail(f"No baseline: {MISSING}")
     except (BuildFailed, InferError, OSError) as error:
-        _fail(errors, str(error))
+        fail(f"No baseline: {error}")
     else:
         _show(reference, path)
 
@@ -133,8 +133,3 @@ def _add_lines(lines: Lines, table: Table, what: str) -> None:
         lines.add_row(f"  {column.name}", str(sketch.present), str(sketch.missing), *figures)
     if len(table.sketches) > _SHOWN:
         lines.add_row(f"  and {len(table.sketches) - _SHOWN} more")
-
-
-def _fail(errors: Console, text: str) -> None:
-    errors.print(f"[bold red]No baseline:[/] {text}", soft_wrap=True)
-    sys.exit(1)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import grpc
 import rich_click as click
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
-from server.cli.channel import Address, with_server
+from server.cli.channel import Address, fail, with_server
 from server.pb import cache_pb2 as pb
 from server.pb.cache_pb2_grpc import CacheStub
 
@@ -32,7 +27,7 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 def stats(server: Address, model: str, timeout: float, as_json: bool) -> None:
     """How often the cache could help, what it holds, and how Redis does."""
-    with _stub(server) as stub:
+    with server.calling(CacheStub) as stub:
         found = stub.Statistics(pb.CacheStatisticsRequest(model=model), timeout=timeout)
     if as_json:
         click.echo(json_format.MessageToJson(found, always_print_fields_with_no_presence=True))
@@ -63,11 +58,11 @@ def stats(server: Address, model: str, timeout: float, as_json: bool) -> None:
 @_timeout
 def flush(server: Address, model: str, timeout: float) -> None:
     """Forget the answers of one model, or all: in this server's memory and in the Redis it shares with others."""
-    with _stub(server) as stub:
+    with server.calling(CacheStub) as stub:
         flushed = stub.Flush(pb.CacheFlushRequest(model=model), timeout=timeout)
     click.echo(f"forgotten: {flushed.memory} answers in memory, {flushed.redis} in Redis")
     if flushed.redis_error:
-        _fail(f"Redis was not flushed: {flushed.redis_error}")
+        fail(f"Redis was not flushed: {flushed.redis_error}")
 
 
 def _print_redis(console: Console, level: pb.RedisLevel) -> None:
@@ -79,17 +74,3 @@ def _print_redis(console: Console, level: pb.RedisLevel) -> None:
         f"         writes {state(level.writes).lower()}: {level.written} written, {level.write_failed} failed, "
         f"{level.write_dropped} dropped, {level.write_queued_bytes} bytes waiting"
     )
-
-
-@contextmanager
-def _stub(server: Address) -> Iterator[CacheStub]:
-    with server.channel() as channel:
-        try:
-            yield CacheStub(channel)  # type: ignore[no-untyped-call]
-        except grpc.RpcError as error:
-            _fail(f"{server.url} does not answer: {error.details()}")
-
-
-def _fail(text: str) -> None:
-    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False)
-    sys.exit(1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import grpc
 import rich_click as click
+from rich.console import Console
+
+Stub = TypeVar("Stub")
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -24,6 +29,20 @@ class Address:
     ca_cert: Path | None = None
     """Whose certificates are believed. None: the connection is not encrypted."""
 
+    @contextmanager
+    def calling(self, stub: Callable[[grpc.Channel], Stub]) -> Iterator[Stub]:
+        """A stub for the length of a `with` block; a call that fails ends the command and says why."""
+        with self.channel() as channel:
+            try:
+                yield stub(channel)
+            except grpc.RpcError as error:
+                self.fail(error)
+
+    def fail(self, error: Any) -> NoReturn:  # noqa: ANN401  (grpc.RpcError, whose subclasses alone have the methods)
+        """End the command with what a call said."""
+        away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        fail(f"{self.url}{' does not answer' if away else ''}: {error.details()}")
+
     def channel(self) -> grpc.Channel:
         """A channel to it, to be used in a `with` block."""
         if self.ca_cert is None:
@@ -32,7 +51,21 @@ class Address:
             channel = grpc.secure_channel(self.url, grpc.ssl_channel_credentials(self.ca_cert.read_bytes()))
         if self.token_file is None:
             return channel
-        return grpc.intercept_channel(channel, _Bearer(self.token_file.read_text().strip()))
+        return grpc.intercept_channel(channel, _Bearer(self.token_file))
+
+    def aio_channel(self, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
+        """The same for asyncio; of unary calls only."""
+        interceptors: list[Any] = [] if self.token_file is None else [_AioBearer(self.token_file)]
+        if self.ca_cert is None:
+            return grpc.aio.insecure_channel(self.url, options=options, interceptors=interceptors)
+        credentials = grpc.ssl_channel_credentials(self.ca_cert.read_bytes())
+        return grpc.aio.secure_channel(self.url, credentials, options=options, interceptors=interceptors)
+
+
+def fail(text: str) -> NoReturn:
+    """End a command with status 1, and say why."""
+    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 def with_server(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,20 +97,35 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Sends a token with each call, on channels that are not encrypted, too."""
+class _Token:
+    """Sends a bearer token with each call, on channels that are not encrypted, too."""
 
-    def __init__(self, token: str) -> None:
-        self._entry = ("authorization", f"Bearer {token}")
+    def __init__(self, file: Path) -> None:
+        self._entry = ("authorization", f"Bearer {file.read_text().strip()}")
 
+    def with_token(self, details: Any) -> _Details:  # noqa: ANN401  (the library's own class is not public)
+        metadata = (*(details.metadata or ()), self._entry)
+        compression = getattr(details, "compression", None)
+        return _Details(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready, compression
+        )
+
+
+class _AioBearer(_Token, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: ANN401
+        details = self.with_token(client_call_details)
+        metadata = grpc.aio.Metadata(*details.metadata)
+        return await continuation(
+            grpc.aio.ClientCallDetails(
+                details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+            ),
+            request,
+        )
+
+
+class _Bearer(_Token, grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: ANN401
-        return continuation(self._with_token(client_call_details), request)
+        return continuation(self.with_token(client_call_details), request)
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: ANN401
-        return continuation(self._with_token(client_call_details), request)
-
-    def _with_token(self, details: Any) -> _Details:  # noqa: ANN401  (the library's own class is not public)
-        metadata = (*(details.metadata or ()), self._entry)
-        return _Details(
-            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready, details.compression
-        )
+        return continuation(self.with_token(client_call_details), request)

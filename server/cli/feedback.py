@@ -6,20 +6,19 @@ import csv
 import importlib
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-import grpc
 import rich_click as click
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
+from server.cli.channel import Address, fail, with_server
 from server.cli.options.models import default_state_dir
 from server.pb import feedback_pb2 as pb
 from server.pb.feedback_pb2_grpc import FeedbackStub
@@ -28,9 +27,6 @@ from server.watch.outcomes import FILE
 
 FIELDS: Final = frozenset({"model", "id", "row", "label", "metric", "value", "time"})
 _BATCH: Final = 500
-_url = click.option(
-    "--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address."
-)
 _timeout = click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for it.")
 _EXPORT: Final = """
 SELECT p.model, p.version, p.id, p.row, p.at AS predicted_at, p.predicted, p.label AS predicted_label, p.confidence,
@@ -54,9 +50,9 @@ def feedback() -> None:
 @feedback.command()
 @click.argument("file", type=click.File("r", encoding="utf-8"))
 @click.option("--model", default="", help="The model of lines that name none.")
-@_url
+@with_server
 @_timeout
-def report(file: TextIO, model: str, url: str, timeout: float) -> None:
+def report(file: TextIO, model: str, server: Address, timeout: float) -> None:
     """Send outcomes from a CSV file with a header, or from a file with one JSON object a line; `-` is standard input.
 
     Columns: `model`, `id` (of the request), `row`, `label`, `metric`, `value`, `time` (seconds since 1970, or ISO 8601
@@ -70,24 +66,24 @@ def report(file: TextIO, model: str, url: str, timeout: float) -> None:
     """
     counts: Counter[str] = Counter()
     try:
-        with _stub(url) as stub:
+        with server.calling(FeedbackStub) as stub:
             for batch in _batches(read_outcomes(file, model)):
                 answer = stub.Report(pb.ReportRequest(outcomes=batch), timeout=timeout)
                 counts.update({field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields})
     except (BadOutcome, UnicodeDecodeError, csv.Error) as error:
-        _fail(f"{file.name}: {error}; {sum(counts.values())} outcomes before it were sent")
+        fail(f"{file.name}: {error}; {sum(counts.values())} outcomes before it were sent")
     names = [field.name for field in pb.ReportResponse.DESCRIPTOR.fields]
     click.echo(f"{sum(counts.values())} outcomes: " + ", ".join(f"{counts[name]} {name}" for name in names))
 
 
 @feedback.command()
 @click.option("--model", default="", help="Only this model. Default: all.")
-@_url
+@with_server
 @_timeout
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-def status(model: str, url: str, timeout: float, as_json: bool) -> None:
+def status(model: str, server: Address, timeout: float, as_json: bool) -> None:
     """How much is kept, and accuracy, calibration and business metrics by the outcomes of the last day."""
-    with _stub(url) as stub:
+    with server.calling(FeedbackStub) as stub:
         found = stub.Status(pb.FeedbackStatusRequest(model=model), timeout=timeout)
     if as_json:
         click.echo(json_format.MessageToJson(found, always_print_fields_with_no_presence=True))
@@ -127,7 +123,7 @@ def export(file: Path, model: str, state_dir: Path) -> None:
     try:
         rows = _export(state_dir / FILE, file, model)
     except OSError as error:
-        _fail(str(error))
+        fail(str(error))
     click.echo(f"{rows} lines in {file}")
 
 
@@ -241,17 +237,3 @@ def _correlation(found: pb.Correlation) -> str:
     if math.isnan(found.value):
         return "-"
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}] n={found.samples}"
-
-
-@contextmanager
-def _stub(url: str) -> Iterator[FeedbackStub]:
-    with grpc.insecure_channel(url) as channel:
-        try:
-            yield FeedbackStub(channel)  # type: ignore[no-untyped-call]
-        except grpc.RpcError as error:
-            _fail(f"{url}: {error.details()}")
-
-
-def _fail(text: str) -> None:
-    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False, soft_wrap=True)
-    sys.exit(1)

@@ -15,6 +15,7 @@ from engines.build.data import open_data
 from engines.build.errors import BuildFailed
 from engines.tensor import DType
 from server.cli.build import DATA, FILE
+from server.cli.channel import with_server
 from server.cli.labelling.parts import Job, Parts
 from server.cli.labelling.teacher import AskOptions, Description, teacher
 from server.cli.progress import bars
@@ -28,7 +29,7 @@ Show = Callable[[str, int, int], None]
 @click.argument("result", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--model", required=True, help="The teacher's name on the server.")
 @click.option("--version", default="", help="Its version. Default: the one that answers now; the job keeps to it.")
-@click.option("--url", default="127.0.0.1:8001", envvar="KAIROS_URL", help="The server's address.")
+@with_server
 @click.option("--outputs", default="", help="Names of the outputs to keep, with commas between. Default: all numbers.")
 @click.option("--labels", default="", help="An array or column of the data that is no input.")
 @click.option("--preprocessing", type=FILE, help="TOML file that says how images become inputs.")
@@ -75,7 +76,7 @@ def label(data: Path, result: Path, **values: Any) -> None:  # noqa: ANN401  (cl
 
 async def _label(data: Path, result: Path, values: dict[str, Any], options: AskOptions, show: Show) -> str:
     parts = Parts(result)
-    async with teacher(values["url"], values["model"], options) as asked:
+    async with teacher(values["server"], values["model"], options) as asked:
         begun = await asyncio.to_thread(parts.begun)
         found = await asked.describe(values["version"] or ("" if begun is None else begun.version))
         rows = await asyncio.to_thread(

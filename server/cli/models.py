@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import rich_click as click
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from engines.repository.sources import manifest
 from engines.repository.sources.fetch import Progress
 from engines.repository.sources.files import SourceError, arrange
 from engines.repository.sources.opening import LoggedProgress, SourceOptions, Sources, is_remote, remotes
+from server.cli.channel import Address, with_server
 from server.cli.options.models import default_cache_dir
 from server.cli.progress import bars
 from server.pb import grpc_service_pb2 as pb
@@ -40,9 +40,7 @@ _keys = click.option(
 
 def _of_server(command: Any) -> Any:  # noqa: ANN401  (a command or a function, as click has it)
     options = (
-        click.option(
-            "--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address."
-        ),
+        with_server,
         click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for it."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),
     )
@@ -54,22 +52,22 @@ def _of_server(command: Any) -> Any:  # noqa: ANN401  (a command or a function, 
 @click.group(invoke_without_command=True)
 @_of_server
 @click.pass_context
-def models(context: click.Context, url: str, timeout: float, as_json: bool) -> None:
+def models(context: click.Context, server: Address, timeout: float, as_json: bool) -> None:
     """List the models of a running server: versions, states, and how much each has answered.
 
     The commands look at repositories instead, here or at `s3://`, `gs://`, `az://` and `mlflow:`.
     """
     if context.invoked_subcommand is None:
-        _print_served(url, timeout, as_json=as_json)
+        _print_served(server, timeout, as_json=as_json)
 
 
 @models.command("list")
 @click.argument("repository", required=False)
 @_of_server
-def list_models(repository: str | None, url: str, timeout: float, as_json: bool) -> None:
+def list_models(repository: str | None, server: Address, timeout: float, as_json: bool) -> None:
     """List what a REPOSITORY (a folder or a URI) has, without fetching it; by default, what a running server has."""
     if repository is None:
-        _print_served(url, timeout, as_json=as_json)
+        _print_served(server, timeout, as_json=as_json)
         return
     with _telling():
         rows = _listed(repository)
@@ -190,15 +188,10 @@ def _telling() -> Iterator[None]:
         sys.exit(1)
 
 
-def _print_served(url: str, timeout: float, *, as_json: bool) -> None:
-    with grpc.insecure_channel(url) as channel:
-        stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-        try:
-            index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=timeout)
-            counted = stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            Console(stderr=True).print(f"[bold red]{url} does not answer:[/] {error.details()}", highlight=False)
-            sys.exit(1)
+def _print_served(server: Address, timeout: float, *, as_json: bool) -> None:
+    with server.calling(GRPCInferenceServiceStub) as stub:
+        index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=timeout)
+        counted = stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=timeout)
     answered = {(model.name, model.version): model for model in counted.model_stats}
     if as_json:
         rows = [

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, NoReturn
+from typing import IO, Final
 
 import grpc
 import rich_click as click
@@ -52,7 +52,7 @@ def record(server: Address, model: str, version: str, span: str, output: Path) -
         try:
             count, dropped = _copy(stream, file, seconds, model)
         except grpc.RpcError as error:
-            _fail(f"{server.url}: {error.details()}")
+            server.fail(error)
         finally:
             stream.cancel()
     told = f"{count} requests of {model}" + ("" if to_screen else f" in {output}")
@@ -97,8 +97,3 @@ def _line(arrival: pb.RecordedArrival) -> str:
     if arrival.tenant:
         line["tenant"] = arrival.tenant
     return json.dumps(line) + "\n"
-
-
-def _fail(text: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False)
-    sys.exit(1)

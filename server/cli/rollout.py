@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-import grpc
 import rich_click as click
 from google.protobuf import json_format
 from rich import box
@@ -20,13 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.channel import Address, with_server
 from server.cli.values import duration
 from server.pb import rollout_pb2 as pb
 from server.pb.rollout_pb2_grpc import RolloutStub
 
-_url = click.option(
-    "--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address."
-)
 _timeout = click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for an answer.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
@@ -129,7 +124,7 @@ def rollout() -> None:
 )
 @click.option("--no-retry", is_flag=True, help="Do not ask the stable version for what the candidate fails.")
 @click.option("--no-signals", is_flag=True, help="Do not roll back for alarms of drift or outcomes.")
-@_url
+@with_server
 @_timeout
 @_json
 def start(**values: Any) -> None:  # noqa: ANN401  (click hands over the options by name)
@@ -145,20 +140,20 @@ def start(**values: Any) -> None:  # noqa: ANN401  (click hands over the options
     - `kairos rollout start digits 2 --split-by metadata:x-user --shadow-sample 0.5`
     """
     request = _request(values)
-    with _stub(values["url"]) as stub:
+    with values["server"].calling(RolloutStub) as stub:
         _show(stub.Start(request, timeout=values["timeout"]), as_json=values["as_json"])
 
 
 @rollout.command()
 @click.argument("model", default="")
 @click.option("--watch", is_flag=True, help="Go on showing it until all rollouts have ended, or Ctrl-C.")
-@_url
+@with_server
 @_timeout
 @_json
-def status(model: str, watch: bool, url: str, timeout: float, as_json: bool) -> None:
+def status(model: str, watch: bool, server: Address, timeout: float, as_json: bool) -> None:
     """How the rollouts of all models, or of MODEL, stand and why. Ends with status 3 when one was rolled back."""
     request = pb.RolloutStatusRequest(model=model)
-    with _stub(url) as stub:
+    with server.calling(RolloutStub) as stub:
         found = stub.Status(request, timeout=timeout)
         if as_json:
             click.echo(_as_json(found))
@@ -178,28 +173,28 @@ def status(model: str, watch: bool, url: str, timeout: float, as_json: bool) -> 
 
 @rollout.command()
 @click.argument("model")
-@_url
+@with_server
 @_timeout
 @_json
-def promote(model: str, url: str, timeout: float, as_json: bool) -> None:
+def promote(model: str, server: Address, timeout: float, as_json: bool) -> None:
     """Make the candidate of MODEL the default at once, whatever step it is on."""
-    with _stub(url) as stub:
+    with server.calling(RolloutStub) as stub:
         _show(stub.Promote(pb.RolloutPromoteRequest(model=model), timeout=timeout), as_json=as_json)
 
 
 @rollout.command()
 @click.argument("model")
 @click.option("--forget", is_flag=True, help="Also let go of the default: the highest version answers again.")
-@_url
+@with_server
 @_timeout
 @_json
-def abort(model: str, forget: bool, url: str, timeout: float, as_json: bool) -> None:
+def abort(model: str, forget: bool, server: Address, timeout: float, as_json: bool) -> None:
     """Take MODEL back to its stable version at once.
 
     The stable version stays the default, though the candidate is higher; `--forget` gives that up, also for a rollout
     that has ended.
     """
-    with _stub(url) as stub:
+    with server.calling(RolloutStub) as stub:
         _show(stub.Abort(pb.RolloutAbortRequest(model=model, forget=forget), timeout=timeout), as_json=as_json)
 
 
@@ -305,15 +300,3 @@ def _as_json(message: Any) -> str:  # noqa: ANN401
     return json_format.MessageToJson(
         message, always_print_fields_with_no_presence=True, preserving_proto_field_name=True
     )
-
-
-@contextmanager
-def _stub(url: str) -> Iterator[RolloutStub]:
-    with grpc.insecure_channel(url) as channel:
-        try:
-            yield RolloutStub(channel)  # type: ignore[no-untyped-call]
-        except grpc.RpcError as error:
-            away = error.code() is grpc.StatusCode.UNAVAILABLE
-            text = f"{url} does not answer: {error.details()}" if away else error.details()
-            Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False, soft_wrap=True)
-            sys.exit(1)

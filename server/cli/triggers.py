@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
+from server.cli.channel import fail
 from server.cli.options.models import default_state_dir
 from server.watch.trigger_actions import make_actions
 from server.watch.trigger_file import BadTriggers, read_triggers
@@ -33,7 +33,7 @@ def check(file: Path) -> None:
         with ThreadPoolExecutor(1) as threads:
             make_actions(options, threads)
     except BadTriggers as error:
-        _fail(str(error))
+        fail(str(error))
     table = Table("rule", "model", "raised when", "cleared when", "actions", box=None, pad_edge=False)
     for rule in options.rules:
         table.add_row(rule.name, rule.model or "each", *_told(rule), ", ".join(rule.actions))
@@ -55,7 +55,7 @@ def log(state_dir: Path, last: int) -> None:
     try:
         found = read_deliveries(state_dir)[:last]
     except OSError as error:
-        _fail(str(error))
+        fail(str(error))
     table = Table(
         "time", "event", "rule", "model", "value", "action", "status", "tries", "error", box=None, pad_edge=False
     )
@@ -84,8 +84,3 @@ def _told(rule: Rule) -> tuple[str, str]:
 
 def _times(count: int) -> str:
     return f", {count} times" if count > 1 else ""
-
-
-def _fail(text: str) -> None:
-    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False, soft_wrap=True)
-    sys.exit(1)

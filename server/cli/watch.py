@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import rich_click as click
 from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
+from server.cli.channel import Address, fail, with_server
 from server.cli.watch_report import write_report
 from server.pb import watch_pb2 as pb
 from server.pb.watch_pb2_grpc import WatchStub
 
-_url = click.option(
-    "--url", default="127.0.0.1:8001", show_default=True, envvar="KAIROS_URL", help="The server's address."
-)
 _model = click.option("--model", default="", help="Only this model. Default: all.")
 _timeout = click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for it.")
 _WORST = 5
@@ -32,14 +27,14 @@ def watch() -> None:
 
 
 @watch.command()
-@_url
+@with_server
 @_model
 @_timeout
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 @click.option("--exit-code", is_flag=True, help="End with status 2 while there is an alarm.")
-def status(*, url: str, model: str, timeout: float, as_json: bool, exit_code: bool) -> None:
+def status(*, server: Address, model: str, timeout: float, as_json: bool, exit_code: bool) -> None:
     """What the watch says now: each signal, and the columns that moved most."""
-    with _stub(url) as stub:
+    with server.calling(WatchStub) as stub:
         found = stub.Status(pb.WatchStatusRequest(model=model, details=True), timeout=timeout)
     if as_json:
         click.echo(json_format.MessageToJson(found, always_print_fields_with_no_presence=True))
@@ -54,7 +49,7 @@ def status(*, url: str, model: str, timeout: float, as_json: bool, exit_code: bo
 
 
 @watch.command()
-@_url
+@with_server
 @_model
 @_timeout
 @click.option(
@@ -63,18 +58,18 @@ def status(*, url: str, model: str, timeout: float, as_json: bool, exit_code: bo
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write: .html, or .png (needs the `plots` extra).",
 )
-def report(url: str, model: str, timeout: float, output: Path) -> None:
+def report(server: Address, model: str, timeout: float, output: Path) -> None:
     """Draw distributions side by side with the baseline's, and the scores over time."""
     if output.suffix not in (".html", ".png"):
         raise click.BadParameter("must end with .html or .png", param_hint="--output")
-    with _stub(url) as stub:
+    with server.calling(WatchStub) as stub:
         found = stub.Status(pb.WatchStatusRequest(model=model, details=True), timeout=timeout)
     if not found.models:
-        _fail("no loaded model has watch { enable: true }")
+        fail("no loaded model has watch { enable: true }")
     try:
         write_report(found.models, output)
     except (ImportError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     click.echo(f"written {output}")
 
 
@@ -106,17 +101,3 @@ def _print(console: Console, model: pb.WatchedModel) -> None:
         )
     if len(moved) > _WORST:
         console.print(f"  and {len(moved) - _WORST} more columns; see `kairos watch report`")
-
-
-@contextmanager
-def _stub(url: str) -> Iterator[WatchStub]:
-    with grpc.insecure_channel(url) as channel:
-        try:
-            yield WatchStub(channel)  # type: ignore[no-untyped-call]
-        except grpc.RpcError as error:
-            _fail(f"{url} does not answer: {error.details()}")
-
-
-def _fail(text: str) -> None:
-    Console(stderr=True).print(f"[bold red]{text}[/]", highlight=False, soft_wrap=True)
-    sys.exit(1)

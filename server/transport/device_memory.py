@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.backends.cuda.api import IPC_HANDLE_BYTES, CudaDevice, CudaError
-from engines.errors import AlreadyExists, InvalidRequest, LoadFailed, NotFound, Unsupported
+from engines.errors import InvalidRequest, LoadFailed, NotFound, Unsupported
 from engines.spec import TensorSpec
 from engines.tensor import Buffer, DeviceMemory, elements
+from server.transport.regions import NamedRegions
 from server.transport.shared_memory import Placement, Region, SystemSharedMemory
 
 NO_CUDA = "CUDA shared memory needs a server with a GPU"
@@ -58,13 +59,13 @@ class DevicePlacement:
         self.memory.write(data)
 
 
-class CudaSharedMemory:
+class CudaSharedMemory(NamedRegions[DeviceRegion]):
     """The regions registered now. `devices` raises LoadFailed where there is no GPU."""
 
     def __init__(self, devices: Callable[[], Sequence[CudaDevice]]) -> None:
+        super().__init__()
         self._devices = devices
         self._missing = ""
-        self._regions: dict[str, DeviceRegion] = {}
 
     @property
     def available(self) -> bool:
@@ -81,35 +82,14 @@ class CudaSharedMemory:
         Raises Unsupported without a GPU, AlreadyExists for a name in use, InvalidRequest for what cannot be opened.
         """
         devices = self._found()
-        if name in self._regions:
-            raise AlreadyExists(f"shared memory region '{name}' already in manager")
-        if size <= 0:
-            raise InvalidRequest(f"shared memory region '{name}' must have a byte size > 0")
+        self.check_new(name, size)
         if len(handle) != IPC_HANDLE_BYTES:
             raise InvalidRequest(f"shared memory region '{name}': a CUDA handle has {IPC_HANDLE_BYTES} bytes")
         if not 0 <= device_id < len(devices):
             raise InvalidRequest(f"shared memory region '{name}': there is no GPU {device_id}")
         owner = _open(devices[device_id], name, handle, size)
-        self._regions[name] = DeviceRegion(name, device_id, size, DeviceMemory(device_id, owner.address, size, owner))
-
-    def unregister(self, name: str) -> None:
-        """Forget one region. Unknown names are no error, as in Triton."""
-        self._regions.pop(name, None)
-
-    def unregister_all(self) -> None:
-        """Forget all regions."""
-        self._regions.clear()
-
-    def get(self, name: str) -> DeviceRegion:
-        """A region by name; raises NotFound."""
-        region = self._regions.get(name)
-        if region is None:
-            raise NotFound(f"Unable to find shared memory region: '{name}'")
-        return region
-
-    def status(self, name: str = "") -> list[DeviceRegion]:
-        """The region of that name, or all; raises NotFound."""
-        return [self.get(name)] if name else list(self._regions.values())
+        memory = DeviceMemory(device_id, owner.address, size, owner)
+        self.keep(name, DeviceRegion(name, device_id, size, memory))
 
     def _found(self) -> Sequence[CudaDevice]:
         if self._missing:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from engines.errors import AlreadyExists, InvalidRequest, NotFound
+from engines.errors import InvalidRequest
 from engines.tensor import Buffer
+from server.transport.regions import NamedRegions
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  (where Linux keeps POSIX shared memory)
 _KEY: Final = re.compile(r"/?[^/\0]{1,250}")
@@ -36,44 +37,22 @@ class Region:
         return self.memory[offset : offset + size]
 
 
-class SystemSharedMemory:
+class SystemSharedMemory(NamedRegions[Region]):
     """The regions registered now."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
+        super().__init__()
         self._folder = folder
-        self._regions: dict[str, Region] = {}
 
     def register(self, name: str, key: str, offset: int, size: int) -> None:
         """Map an existing shared memory object.
 
         Raises AlreadyExists for a name in use, InvalidRequest for anything that cannot be mapped.
         """
-        if name in self._regions:
-            raise AlreadyExists(f"shared memory region '{name}' already in manager")
-        if size <= 0:
-            raise InvalidRequest(f"shared memory region '{name}' must have a byte size > 0")
+        self.check_new(name, size)
         if not _KEY.fullmatch(key) or key.strip("/") in {"", ".", ".."}:
             raise InvalidRequest(f"Unable to open shared memory region: '{key}' is no shared memory key")
-        self._regions[name] = Region(name, key, offset, size, self._map(name, key, offset, size))
-
-    def unregister(self, name: str) -> None:
-        """Forget one region. Unknown names are no error, as in Triton."""
-        self._regions.pop(name, None)
-
-    def unregister_all(self) -> None:
-        """Forget all regions."""
-        self._regions.clear()
-
-    def get(self, name: str) -> Region:
-        """A region by name; raises NotFound."""
-        region = self._regions.get(name)
-        if region is None:
-            raise NotFound(f"Unable to find shared memory region: '{name}'")
-        return region
-
-    def status(self, name: str = "") -> list[Region]:
-        """The region of that name, or all; raises NotFound."""
-        return [self.get(name)] if name else list(self._regions.values())
+        self.keep(name, Region(name, key, offset, size, self._map(name, key, offset, size)))
 
     def _map(self, name: str, key: str, offset: int, size: int) -> memoryview:
         try:

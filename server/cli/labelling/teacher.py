@@ -17,6 +17,7 @@ from engines.build.data import Dataset
 from engines.build.errors import BuildFailed
 from engines.spec import TensorSpec
 from engines.tensor import BY_LABEL, Array, DType, Tensor, from_array, to_array
+from server.cli.channel import Address
 from server.cli.labelling.parts import Job, Parts, join, rows_of
 from server.pb import grpc_service_pb2 as pb
 from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceStub
@@ -172,10 +173,10 @@ class Teacher:
 
 
 @asynccontextmanager
-async def teacher(url: str, model: str, options: AskOptions) -> AsyncIterator[Teacher]:
+async def teacher(server: Address, model: str, options: AskOptions) -> AsyncIterator[Teacher]:
     """A teacher on a channel of its own."""
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(url, options=unlimited) as channel:
+    async with server.aio_channel(unlimited) as channel:
         yield Teacher(GRPCInferenceServiceStub(channel), model, options)  # type: ignore[no-untyped-call]
 
 
