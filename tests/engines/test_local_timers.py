@@ -6,6 +6,8 @@ import asyncio
 import math
 import threading
 
+import pytest
+
 from engines.backends.fake import FakeEngine, fake_spec
 from engines.errors import DeadlineExceeded
 from engines.local import LocalInference
@@ -13,6 +15,7 @@ from engines.pool import EnginePool
 from engines.request import InferRequest
 from engines.scheduling.policy import Limits
 from engines.scheduling.queue import DeadlineQueue
+from engines.scheduling.report import BatchReport
 from engines.tensor import DType, Tensor
 from server.loop import ServerLoop
 
@@ -59,3 +62,25 @@ def test_deadlines_that_are_all_but_over_end_their_own_calls_and_no_other() -> N
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
+
+
+def test_what_the_loop_does_after_an_execution_of_its_own_is_no_part_of_it() -> None:
+    loop = SteppedLoop()
+    reports: list[BatchReport] = []
+
+    def long_turn() -> None:
+        loop.now += 5.0
+
+    async def main() -> None:
+        spec, limits = fake_spec(), Limits(max_rows=8)
+        pool = EnginePool(lambda: FakeEngine(spec, before=lambda _: loop.call_soon(long_turn)), 1, "fake", inline=True)
+        await pool.open()
+        local = LocalInference(spec, pool, DeadlineQueue(limits), limits, reports.append)
+        assert (await local.infer(request(math.inf))).outputs
+        await local.close()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+    (report,) = reports
+    assert loop.now >= 1005.0
+    assert report.finished - report.started == pytest.approx(report.gather_s + report.execute_s)

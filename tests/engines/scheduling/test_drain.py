@@ -426,3 +426,18 @@ def test_an_idle_engine_that_refuses_everybody_tries_one() -> None:
     finish(queue, turn, 0.3, took=0.011)
     with pytest.raises(Overloaded):
         ask(queue, "as before", 0.005, now=0.32)
+
+
+def test_what_a_busy_loop_adds_to_an_execution_is_not_learned_as_its_cost() -> None:
+    queue = make()
+    for _ in range(30):
+        ask(queue, "next", 9.0)
+        batch = queue.take(0.0).batch
+        assert batch is not None
+        queue.learn(
+            BatchReport(
+                model="m", version=1, device="cpu", rows=1, padded_rows=1, closed_by=batch.closed_by, opened=0.0,
+                started=-0.5, finished=0.0, gather_s=0.001, execute_s=0.010, scatter_s=0.0, number=batch.number,
+            )
+        )  # fmt: skip
+    assert 0.011 <= queue.cost.typical[1] < 0.016

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from server.pb import grpc_service_pb2 as pb
 from server.pb import grpc_service_pb2_grpc as pb_grpc
-from server.transport.http2 import Limits, Options, PingLimits, Server, frames, hpack
+from server.transport.http2 import Limits, Options, PingLimits, Server, Turns, frames, hpack
 from tests.support.certificates import Authority
 from tests.support.http2_peer import GRPC, message, parse
 from tests.support.transports import serving
@@ -722,3 +725,48 @@ def test_tls_clients_must_ask_for_h2() -> None:
 
 def test_never_is_spelt_infinity() -> None:
     assert Options().max_connection_age_s == math.inf
+
+
+def test_a_call_that_is_over_lets_go_of_what_its_handler_had_before_its_deadline_comes() -> None:
+    held: ContextVar[memoryview] = ContextVar("held")
+    gone: list[weakref.ref[memoryview]] = []
+
+    async def hold(request: bytes, context: Any) -> bytes:
+        view = memoryview(request)
+        held.set(view)
+        gone.append(weakref.ref(view))
+        return b""
+
+    async def scenario() -> None:
+        async with serving(Server(), {"hold": UU(hold)}) as channel:
+            for _ in range(3):
+                await channel.unary_unary("/test/hold")(bytes(100), timeout=1000)
+            await asyncio.sleep(0)
+            assert [reference() for reference in gone] == [None] * 3
+
+    gc.disable()
+    try:
+        run(scenario())
+    finally:
+        gc.enable()
+
+
+def test_more_than_the_loop_can_answer_is_refused_unread_and_told() -> None:
+    told: list[None] = []
+    turns = Turns(b"/test/echo", lambda: told.append(None), soon=lambda _: None)
+    turns._allowed = 1
+
+    async def scenario() -> None:
+        server = Server(Options(turns=turns))
+        async with serving(server, {"echo": UU(echo), "other": UU(echo)}) as channel:
+            call = channel.unary_unary("/test/echo")
+            assert await call(b"first") == b"first"
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(b"second")
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            trailers = dict(refused.value.trailing_metadata() or ())
+            assert (trailers["retryable"], trailers["retry-after-ms"]) == ("true", "20")
+            assert await channel.unary_unary("/test/other")(b"always") == b"always"
+        assert len(told) == 1
+
+    run(scenario())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from server.access.rpcs import RPCS
 from server.transport.http2.turns import LEAST, TARGET_S, Turns
+from server.transport.listen import ListenOptions, create_server
 
 
 class Loop:
@@ -58,3 +61,18 @@ def test_the_allowance_comes_back_and_an_idle_loop_is_left_alone() -> None:
     for _ in range(3):
         loop.turn(0, 0.0)
     assert loop.soon == []
+
+
+def test_the_servers_transport_limits_inference_and_tells_of_it() -> None:
+    told: list[None] = []
+
+    async def main() -> None:
+        server, _ = create_server(ListenOptions(port=0), shed=lambda: told.append(None))
+        turns = server.options.turns
+        assert turns.path.decode() in RPCS
+        turns._allowed = 0
+        assert not turns.begin()
+        await server.stop(0)
+
+    asyncio.run(main())
+    assert len(told) == 1
