@@ -103,7 +103,7 @@ class Dispatcher:
         if limit is not None and host.running_calls() >= limit:
             return refuse(host, stream, grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
         turns = host.options.turns
-        if turns is not None and head.path == turns.path and not turns.begin():
+        if turns is not None and head.path == turns.path and not turns.begin(head.timeout_s):
             host.connection.sender.headers(stream, _BUSY, end_stream=True)
             return _REFUSED
         call = Call(host, stream, head, method)

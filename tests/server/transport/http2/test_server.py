@@ -755,14 +755,16 @@ def test_more_than_the_loop_can_answer_is_refused_unread_and_told() -> None:
     told: list[None] = []
     turns = Turns(b"/test/echo", lambda: told.append(None), soon=lambda _: None)
     turns._allowed = 1
+    turns._took = 1.0
 
     async def scenario() -> None:
         server = Server(Options(turns=turns))
         async with serving(server, {"echo": UU(echo), "other": UU(echo)}) as channel:
             call = channel.unary_unary("/test/echo")
-            assert await call(b"first") == b"first"
+            assert await call(b"first", timeout=5) == b"first"
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await call(b"second")
+                await call(b"second", timeout=5)
+            assert await call(b"no hurry") == b"no hurry"
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             trailers = dict(refused.value.trailing_metadata() or ())
             assert (trailers["retryable"], trailers["retry-after-ms"]) == ("true", "20")
