@@ -78,10 +78,11 @@ def main(  # noqa: PLR0913 - as many as there are options
         return
     chosen = [PEERS[name] for name in peers]
     for peer in chosen:
-        _console.print(
-            f"installing {peer.name} ..." if peer.packages else f"{peer.name} needs no environment of its own"
-        )
-        install(peer, {name: metadata.version(name) for name in _SAME})
+        _console.print(f"installing {peer.name} ..." if peer.home else f"{peer.name} needs no environment of its own")
+        try:
+            install(peer, {name: metadata.version(name) for name in _SAME})
+        except RuntimeError as error:
+            raise click.ClickException(str(error)) from error
     if only_install:
         return
     options = Options(
@@ -114,7 +115,7 @@ def _study(peers: Sequence[Peer], options: Options, rounds: int) -> Study:
             f"  in time {cell.good_per_s:8,.0f}/s  p50 {cell.p50_ms:8.2f} ms  CPU {cell.cpu_us:8.0f} us"
         )
         faults = "; ".join(cell.faults)
-        _console.print(f"{cell.peer:14} {cell.model:9} {which:12} {figures}  {faults}", soft_wrap=True)
+        _console.print(f"{cell.peer:22} {cell.model:9} {which:12} {figures}  {faults}", soft_wrap=True)
 
     with tempfile.TemporaryDirectory() as name:
         files = models.write(Path(name), options.models)
@@ -148,7 +149,7 @@ _TOLD = ("kairos", "nvidia-pytriton", "mlserver", "torchserve", "grpcio", "onnxr
 
 def _versions(peer: Peer) -> list[str]:
     """What its environment holds, of the packages that matter."""
-    python = str(HOME / peer.name / "bin/python") if peer.packages else sys.executable
+    python = str(HOME / peer.home / "bin/python") if peer.home else sys.executable
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"],
         capture_output=True,

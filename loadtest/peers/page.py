@@ -269,6 +269,7 @@ def _put(text: str, name: str, content: str) -> str:
 _COLOURS: Final = {
     "kairos": "#0b6e4f",
     "triton": "#76b900",
+    "triton, python backend": "#c0dc8a",
     "mlserver": "#3a6ea5",
     "torchserve": "#f18f01",
     "bare grpc.aio": "#8d99ae",

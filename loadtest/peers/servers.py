@@ -56,13 +56,19 @@ class Peer(Protocol):
     """A server under comparison."""
 
     name: str
+    home: str
+    """The folder of its environment in HOME; peers may share one. Empty where it runs in the project's own."""
     packages: Sequence[str]
-    """What its environment holds, for pip; empty where it runs in the project's own."""
+    """What its environment holds, for pip."""
     unfair: str
     """What speaks for or against it here that has nothing to do with its merits."""
 
     reads_timeout: bool
     """Whether it learns of deadlines from the request's parameter `timeout`."""
+
+    def build(self, folder: Path) -> None:
+        """Make in its environment what pip does not bring, unless it is there. RuntimeError where a tool is missing."""
+        ...
 
     def prepare(self, setting: Setting) -> Command:
         """Write the configuration."""
@@ -82,6 +88,9 @@ class KServePeer:
 
     reads_timeout = False
 
+    def build(self, folder: Path) -> None:
+        """Nothing."""
+
     def body(self, kind: Kind, request: pb.ModelInferRequest) -> Body:
         """As it is."""
         return infer_body(kind, request)
@@ -100,6 +109,7 @@ class Kairos(KServePeer):
     """Ours."""
 
     name = "kairos"
+    home = ""
     packages: Sequence[str] = ()
     unfair = "written by those who made this comparison"
 
@@ -121,6 +131,7 @@ class Bare(KServePeer):
     """A script of sixty lines."""
 
     name = "bare grpc.aio"
+    home = ""
     packages: Sequence[str] = ()
     unfair = "does not batch, check, measure, or serve more than one type of request"
 
@@ -132,50 +143,40 @@ class Bare(KServePeer):
         return Command(line, {"PYTHONPATH": str(ROOT)})
 
 
-class Triton(KServePeer):
-    """The tritonserver binary out of nvidia-pytriton's wheel."""
+class Tritonserver(KServePeer):
+    """The tritonserver binary out of nvidia-pytriton's wheel, with one backend or another."""
 
-    name = "triton"
+    home = "triton"
     packages: Sequence[str] = ("nvidia-pytriton==0.7.0", "onnxruntime=={onnxruntime}")
-    unfair = (
-        "the wheel has no C++ ONNX Runtime backend, which would spare it the hop into a Python process and some of its "
-        "CPU per request"
-    )
-
     reads_timeout = True
+    backend = ""
     _TYPES: Final = {"FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
 
     def prepare(self, setting: Setting) -> Command:
         """Dynamic batching without delay, and deadlines as Triton knows them: the request parameter `timeout`."""
-        site = next((HOME / self.name / "lib").glob("python3*/site-packages"))
-        wheel = site / "pytriton" / "tritonserver"
-        backends = setting.folder / "backends"
-        shutil.copytree(wheel / "backends", backends)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        for stub in (wheel / "python_backend_stubs" / version).iterdir():
-            shutil.copy(stub, backends / "python")
+        site = _site(HOME / self.home)
         repository = setting.folder / "models"
         for model in setting.models:
             folder = repository / model.name
             (folder / "1").mkdir(parents=True)
             shutil.copy(setting.files[model.name], folder / "1/model.onnx")
-            # its stub passes no PYTHONPATH on
-            found = f"import sys; sys.path.append({str(site)!r})\n"
-            (folder / "1/model.py").write_text(found + (INSIDE / "triton_model.py").read_text())
             (folder / "config.pbtxt").write_text(self._config(model, setting.threads))
         libraries = [str(site / "nvidia_pytriton.libs"), f"{sys.base_prefix}/lib"]
         line = [
-            str(wheel / "bin/tritonserver"), f"--model-repository={repository}", f"--backend-directory={backends}",
-            f"--grpc-port={setting.port}", "--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false",
-            "--log-info=false",
+            str(_wheel(site) / "bin/tritonserver"), f"--model-repository={repository}",
+            f"--backend-directory={self._backends(setting)}", f"--grpc-port={setting.port}",
+            "--grpc-address=127.0.0.1", "--allow-http=false", "--allow-metrics=false", "--log-info=false",
         ]  # fmt: skip
-        environment = {"LD_LIBRARY_PATH": ":".join(libraries)}
-        return Command(line, environment)
+        return Command(line, {"LD_LIBRARY_PATH": ":".join(libraries)})
+
+    def _backends(self, setting: Setting) -> Path:
+        """The folder of the backends."""
+        raise NotImplementedError
 
     def _config(self, model: Model, threads: int) -> str:
         dims = ", ".join(map(str, model.shape))
         return f"""
-name: "{model.name}" backend: "python" max_batch_size: {model.max_rows}
+name: "{model.name}" backend: "{self.backend}" max_batch_size: {model.max_rows}
 input {{ name: "{model.input}" data_type: {self._TYPES[model.datatype]} dims: [ {dims} ] }}
 output {{ name: "{model.output}" data_type: TYPE_FP32 dims: [ {model.classes} ] }}
 instance_group {{ kind: KIND_CPU count: 1 }}
@@ -184,10 +185,90 @@ parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
 """
 
 
+class Triton(Tritonserver):
+    """With ONNX Runtime in its own process, behind a backend in C++ that is compiled here."""
+
+    name = "triton"
+    backend = "onnxruntime"
+    unfair = (
+        "its wheel has no ONNX Runtime backend; this is one of ours, in C++ on ONNX Runtime's C API, which can do only "
+        "what these models need, and may cost less or more than NVIDIA's own"
+    )
+
+    HEADERS: Final = "github.com/yalue/onnxruntime_go@v1.27.0"
+    """The Go module that carries ONNX Runtime's C header; a later library still has all that an earlier one had."""
+    SOURCES: Final = ("triton_onnxruntime.cc", "triton_abi.h")
+
+    def build(self, folder: Path) -> None:
+        """Compile the backend, against the very library that Python's wheel of ONNX Runtime loads."""
+        backend = self._built(folder)
+        sources = [INSIDE / name for name in self.SOURCES]
+        if backend.exists() and backend.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+            return
+        compiler, go = shutil.which("g++") or shutil.which("c++"), shutil.which("go")
+        if not compiler or not go:
+            missing = "a C++ compiler" if not compiler else "Go, which fetches ONNX Runtime's C header,"
+            raise RuntimeError(f"{missing} is missing, and Triton's backend has to be compiled (--peers leaves it out)")
+        backend.parent.mkdir(parents=True, exist_ok=True)
+        fetch = [go, "mod", "download", "-json", self.HEADERS]
+        headers = json.loads(subprocess.run(fetch, cwd=folder, check=True, stdout=subprocess.PIPE).stdout)["Dir"]
+        (runtime,) = (_site(folder) / "onnxruntime/capi").glob("libonnxruntime.so.*")
+        linked = backend.with_name("libonnxruntime.so.1")  # its soname, which no file of the wheel has
+        linked.unlink(missing_ok=True)
+        linked.symlink_to(runtime)
+        unfinished = backend.with_suffix(".new")
+        flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{headers}"]
+        link = [str(linked), "-Wl,-rpath,$ORIGIN", "-Wl,-z,now"]
+        subprocess.run([compiler, *flags, "-o", str(unfinished), str(sources[0]), *link], check=True)
+        unfinished.replace(backend)
+
+    def _built(self, folder: Path) -> Path:
+        return folder / "backends" / self.backend / f"libtriton_{self.backend}.so"
+
+    def _backends(self, setting: Setting) -> Path:
+        del setting
+        return self._built(HOME / self.home).parents[1]
+
+
+class TritonPython(Tritonserver):
+    """With ONNX Runtime in its Python backend: what the wheel alone can do."""
+
+    name = "triton, python backend"
+    backend = "python"
+    unfair = "each batch hops into a Python process and back, which costs CPU; whoever can takes a backend in C++"
+
+    def prepare(self, setting: Setting) -> Command:
+        """As with any backend, and the script that it runs."""
+        command = super().prepare(setting)
+        # its stub passes no PYTHONPATH on
+        found = f"import sys; sys.path.append({str(_site(HOME / self.home))!r})\n"
+        for model in setting.models:
+            script = setting.folder / "models" / model.name / "1/model.py"
+            script.write_text(found + (INSIDE / "triton_model.py").read_text())
+        return command
+
+    def _backends(self, setting: Setting) -> Path:
+        backends, wheel = setting.folder / "backends", _wheel(_site(HOME / self.home))
+        shutil.copytree(wheel / "backends", backends)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        for stub in (wheel / "python_backend_stubs" / version).iterdir():
+            shutil.copy(stub, backends / "python")
+        return backends
+
+
+def _site(environment: Path) -> Path:
+    return next((environment / "lib").glob("python3*/site-packages"))
+
+
+def _wheel(site: Path) -> Path:
+    return site / "pytriton" / "tritonserver"
+
+
 class MLServer(KServePeer):
     """Seldon's Python server."""
 
     name = "mlserver"
+    home = "mlserver"
     packages: Sequence[str] = ("mlserver==1.7.1", "onnxruntime=={onnxruntime}")
     unfair = "one process, since the thread budget is one; it is made to be run with several"
 
@@ -213,7 +294,7 @@ class MLServer(KServePeer):
             }
             (folder / "model-settings.json").write_text(json.dumps(settings))
         return Command(
-            [str(HOME / self.name / "bin/mlserver"), "start", str(setting.folder)], {"PYTHONPATH": str(INSIDE)}
+            [str(HOME / self.home / "bin/mlserver"), "start", str(setting.folder)], {"PYTHONPATH": str(INSIDE)}
         )
 
 
@@ -221,12 +302,16 @@ class TorchServe:
     """Java in front, a Python worker behind. Its KServe endpoint boxes every number: it is asked in its own words."""
 
     name = "torchserve"
+    home = "torchserve"
     packages: Sequence[str] = ("torchserve==0.12.0", "onnxruntime=={onnxruntime}", "pyyaml>=6", "setuptools<81")
     unfair = (
         "no longer maintained; asked by its own protocol, raw tensors without names; its import of torch is met by an "
         "empty module, as nothing of it is used here"
     )
     reads_timeout = False
+
+    def build(self, folder: Path) -> None:
+        """Nothing."""
 
     def prepare(self, setting: Setting) -> Command:
         """One worker for each model, batches after at most a millisecond, warnings only in the log."""
@@ -262,7 +347,7 @@ class TorchServe:
         log = setting.folder / "log4j2.xml"
         log.write_text(_LOG4J)
         line = [
-            str(HOME / self.name / "bin/torchserve"),
+            str(HOME / self.home / "bin/torchserve"),
             "--start",
             "--foreground",
             "--ncs",
@@ -272,7 +357,7 @@ class TorchServe:
         environment = {
             "PYTHONPATH": str(stand_in.parent), "PEER_THREADS": str(setting.threads),
             "LOG_LOCATION": str(setting.folder),
-            "METRICS_LOCATION": str(setting.folder), "PATH": f"{HOME / self.name / 'bin'}:{os.environ['PATH']}",
+            "METRICS_LOCATION": str(setting.folder), "PATH": f"{HOME / self.home / 'bin'}:{os.environ['PATH']}",
             "TEMP": str(setting.folder),
         }  # fmt: skip
         return Command([*line, "--log-config", str(log)], environment)
@@ -313,22 +398,27 @@ def _field(number: int, value: bytes) -> bytes:
 
 
 PEERS: Final[Mapping[str, Peer]] = {
-    peer.name.partition(" ")[0]: peer for peer in (Kairos(), Triton(), MLServer(), TorchServe(), Bare())
+    "kairos": Kairos(),
+    "triton": Triton(),
+    "triton-python": TritonPython(),
+    "mlserver": MLServer(),
+    "torchserve": TorchServe(),
+    "bare": Bare(),
 }
 
 
 def install(peer: Peer, versions: Mapping[str, str]) -> None:
-    """Put the peer into an environment of its own, unless it is there. CalledProcessError where pip fails."""
-    if not peer.packages:
+    """Put the peer into its environment, unless it is there. RuntimeError or CalledProcessError where that fails."""
+    if not peer.home:
         return
     wanted = [package.format_map(versions) for package in peer.packages]
-    folder, stamp = HOME / peer.name, HOME / peer.name / ".installed"
-    if stamp.exists() and stamp.read_text().split("\n") == wanted:
-        return
-    venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *wanted], check=True)
-    stamp.write_text("\n".join(wanted))
+    folder, stamp = HOME / peer.home, HOME / peer.home / ".installed"
+    if not stamp.exists() or stamp.read_text().split("\n") != wanted:
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *wanted], check=True)
+        stamp.write_text("\n".join(wanted))
+    peer.build(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +451,7 @@ def running(peer: Peer, setting: Setting) -> Iterator[Running]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=ROOT if not peer.packages else setting.folder,
+            cwd=setting.folder if peer.home else ROOT,
             start_new_session=True,
         )
     try:
