@@ -266,7 +266,7 @@ def _put(text: str, name: str, content: str) -> str:
     return f"{before}{opens}{content}\n{closes}{after}"
 
 
-_COLOURS: Final = {
+COLOURS: Final = {
     "kairos": "#0b6e4f",
     "triton": "#76b900",
     "triton, python backend": "#c0dc8a",
@@ -285,7 +285,7 @@ def draw(study: Study, path: Path) -> None:
     peers, most = study.peers(), max(cell.callers for cell in study.cells)
     first = study.models()[0]
     cpu = [middle(study.pick(peer=peer, model=first, callers=most), _cpu) for peer in peers]
-    bars = left.barh(peers[::-1], cpu[::-1], color=[_COLOURS[peer] for peer in peers[::-1]])
+    bars = left.barh(peers[::-1], cpu[::-1], color=[COLOURS[peer] for peer in peers[::-1]])
     left.bar_label(bars, [f" {value:,.0f}" for value in cpu[::-1]], fontsize=9)
     left.set_title(f"server CPU for a request, {first}, {most} callers: microseconds", fontsize=10)
     left.spines[["top", "right"]].set_visible(False)
@@ -296,7 +296,7 @@ def draw(study: Study, path: Path) -> None:
         of_peer = [study.pick(peer=peer, model=model, load=load) for load in loads]
         asked = [middle(cells, _asked) for cells in of_peer]
         good = [middle(cells, _in_time) for cells in of_peer]
-        right.plot(asked, good, marker="o", color=_COLOURS[peer], label=peer, linewidth=2.4 if peer == OURS else 1.4)
+        right.plot(asked, good, marker="o", color=COLOURS[peer], label=peer, linewidth=2.4 if peer == OURS else 1.4)
     right.set_title(f"answered in time a second, {model}, by what is asked a second", fontsize=10)
     right.set_ylim(bottom=0)
     right.grid(alpha=0.25)

@@ -6,8 +6,8 @@
 #   --shared-memory system            tensors by shared memory
 #
 # The wheel that is called perf-analyzer is empty. The binary is inside tritonclient 2.43.0's, the last one to carry it,
-# and wants two libraries that come with Triton's own wheel: make peers, or python -m loadtest.peers --peers triton
-# --only-install, puts them there.
+# and wants two libraries that come with Triton's own wheel: make peers, or python -m loadtest.peers --peers
+# triton-python --only-install, puts them there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +17,7 @@ shift 2
 home=.tools/perf_analyzer
 if [ ! -x $home/perf_analyzer ]; then
   libraries=$(echo .tools/peers/triton/lib/python3*/site-packages/nvidia_pytriton.libs)
-  [ -d "$libraries" ] || { echo "first: .venv/bin/python -m loadtest.peers --peers triton --only-install" >&2; exit 1; }
+  [ -d "$libraries" ] || { echo "first: .venv/bin/python -m loadtest.peers --peers triton-python --only-install" >&2; exit 1; }
   mkdir -p $home/libs
   .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $home tritonclient==2.43.0
   .venv/bin/python -m zipfile -e $home/tritonclient-2.43.0-*.whl $home/wheel

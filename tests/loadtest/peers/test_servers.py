@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnxruntime
 import pytest
@@ -13,7 +15,21 @@ from loadtest.load.scenario import Kind
 from loadtest.peers import models
 from loadtest.peers.cells import Options, WrongAnswer, check_answer, deadlines_ms, measure
 from loadtest.peers.models import MODELS
-from loadtest.peers.servers import PEERS, Kairos, MLServer, Setting, TorchServe, Triton, free_port, running
+from loadtest.peers.page import COLOURS
+from loadtest.peers.servers import (
+    HOME,
+    PEERS,
+    Kairos,
+    MLServer,
+    Setting,
+    TorchServe,
+    Triton,
+    TritonPython,
+    free_port,
+    running,
+)
+from server.pb import grpc_service_pb2 as pb
+from server.pb.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from server.pb.model_config_pb2 import ModelConfig
 from tests.support import networks
 
@@ -55,13 +71,15 @@ def test_torchserve_is_asked_in_its_own_words() -> None:
 
 
 def test_every_server_gets_the_same_threads_and_batches(tmp_path: Path, files: dict[str, Path]) -> None:
-    kairos, triton = ModelConfig(), ModelConfig()
+    kairos = ModelConfig()
     (tmp_path / "kairos").mkdir()
     Kairos().prepare(setting(tmp_path / "kairos", files))
     text_format.Parse((tmp_path / "kairos/mlp/config.pbtxt").read_text(), kairos)
-    text_format.Parse(Triton()._config(MODELS["mlp"], 1), triton)
-    assert kairos.max_batch_size == triton.max_batch_size == MODELS["mlp"].max_rows
-    assert triton.parameters["threads"].string_value == "1"
+    assert kairos.max_batch_size == MODELS["mlp"].max_rows
+    for peer, backend in ((Triton(), "onnxruntime"), (TritonPython(), "python")):
+        triton = text_format.Parse(peer._config(MODELS["mlp"], 1), ModelConfig())
+        assert (triton.backend, triton.max_batch_size) == (backend, MODELS["mlp"].max_rows)
+        assert triton.parameters["threads"].string_value == "1"
     (tmp_path / "mlserver").mkdir()
     MLServer().prepare(setting(tmp_path / "mlserver", files))
     settings = json.loads((tmp_path / "mlserver/mlp/model-settings.json").read_text())
@@ -73,16 +91,49 @@ def test_every_server_gets_the_same_threads_and_batches(tmp_path: Path, files: d
     assert json.loads(snapshot)["models"]["mlp"]["1.0"]["batchSize"] == MODELS["mlp"].max_rows
 
 
+def test_every_server_has_a_name_and_a_colour_of_its_own() -> None:
+    names = [peer.name for peer in PEERS.values()]
+    assert sorted(COLOURS) == sorted(names) == sorted(set(names))
+    assert len(set(COLOURS.values())) == len(names)
+
+
+@pytest.mark.parametrize(("program", "told"), [("c++", "a C[+][+] compiler"), ("go", "Go")])
+def test_what_compiles_tritons_backend_is_asked_for(
+    program: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name.replace("g++", "c++") == program else name)
+    with pytest.raises(RuntimeError, match=f"^{told}.* is missing"):
+        Triton().build(tmp_path)
+
+
+def test_a_backend_newer_than_its_source_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    built = Triton()._built(tmp_path)
+    built.parent.mkdir(parents=True)
+    built.write_bytes(b"")
+    Triton().build(tmp_path)
+
+
 def test_deadlines_leave_room_for_a_full_batch() -> None:
     fast, slow = {64: (1e6, 1.0)}, {64: (640.0, 1.0)}
     assert list(deadlines_ms(MODELS["mlp"], fast)) == ["25", "50", "100"]
     assert list(deadlines_ms(MODELS["mlp"], slow)) == ["150", "300", "600"]
 
 
+def installed(name: str) -> str:
+    """The peer's name, if it is there: 1.5 GB of other people's servers are not installed for tests."""
+    peer = PEERS[name]
+    there = HOME / peer.home / ".installed" if name != "triton" else Triton()._built(HOME / peer.home)
+    if peer.home and not there.exists():
+        pytest.skip(f"not installed: python -m loadtest.peers --peers {name} --only-install")
+    return name
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["kairos", "bare"])
+@pytest.mark.parametrize("name", ["kairos", "bare", "triton", "triton-python"])
 def test_a_peer_is_started_checked_and_measured(name: str, tmp_path: Path, files: dict[str, Path]) -> None:
     told = []
+    installed(name)
     options = Options(models=["mlp"], callers=(4,), loads=(0.2,), closed_s=0.3, open_s=0.3)
     measure(PEERS[name], {"mlp": files["mlp"]}, {"mlp": {"1000": 1.0}}, options, 0, told.append)
     closed, opened = told
@@ -102,3 +153,45 @@ def test_a_server_of_another_model_is_found_out(tmp_path: Path, files: dict[str,
     folder.mkdir()
     with running(PEERS["bare"], setting(folder, {"mlp": other})) as server, pytest.raises(WrongAnswer, match="mlp"):
         check_answer(PEERS["bare"], server, MODELS["mlp"], files["mlp"])
+
+
+def ids(rows: int, of: int) -> pb.ModelInferRequest:
+    """A request to the encoder whose words are no other request's."""
+    words = np.random.default_rng(of).integers(0, 64, (rows, *MODELS["encoder"].shape))
+    request = pb.ModelInferRequest(model_name="encoder", raw_input_contents=[words.tobytes()])
+    request.inputs.add(name="ids", datatype="INT64", shape=words.shape)
+    return request
+
+
+@pytest.mark.integration
+def test_tritons_backend_gives_everyone_in_a_batch_their_own_rows(tmp_path: Path, files: dict[str, Path]) -> None:
+    with running(PEERS[installed("triton")], setting(tmp_path, files)) as server:
+        check_answer(PEERS["triton"], server, MODELS["encoder"], files["encoder"])
+        requests = [ids(1 + of % 5, of) for of in range(60)]
+        with grpc.insecure_channel(server.address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            answers = [call.result(30.0) for call in [stub.ModelInfer.future(request) for request in requests]]
+            told = stub.ModelStatistics(pb.ModelStatisticsRequest(name="encoder")).model_stats[0]
+    session = onnxruntime.InferenceSession(str(files["encoder"]))
+    for request, answer in zip(requests, answers, strict=True):
+        words = np.frombuffer(request.raw_input_contents[0], np.int64).reshape(request.inputs[0].shape)
+        assert list(answer.outputs[0].shape) == [len(words), MODELS["encoder"].classes]
+        (wanted,) = session.run(None, {"ids": words})
+        np.testing.assert_allclose(np.frombuffer(answer.raw_output_contents[0], np.float32), wanted.ravel(), atol=1e-4)
+    assert told.execution_count < told.inference_stats.success.count, "no batch was formed"
+    assert told.inference_count == 1 + sum(request.inputs[0].shape[0] for request in requests)
+
+
+@pytest.mark.integration
+def test_what_onnx_runtime_refuses_is_an_error_and_no_more(tmp_path: Path, files: dict[str, Path]) -> None:
+    with running(PEERS[installed("triton")], setting(tmp_path, files)) as server:
+        check_answer(PEERS["triton"], server, MODELS["encoder"], files["encoder"])
+        unknown = ids(1, 0)
+        unknown.raw_input_contents[0] = np.full((1, *MODELS["encoder"].shape), 10**9).tobytes()
+        with grpc.insecure_channel(server.address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError, match="ONNX Runtime: Non-zero status") as refused:
+                    stub.ModelInfer(unknown, timeout=30.0)
+                assert refused.value.code() is grpc.StatusCode.INTERNAL
+        check_answer(PEERS["triton"], server, MODELS["encoder"], files["encoder"])
