@@ -6,6 +6,7 @@ Jobs that wait together share one transaction, so that many small reports cost o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -48,14 +49,17 @@ class Database:
     def open(self) -> None:
         """Make the file and start the thread. Raises OSError when there can be no such file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode = WAL")
-            # Each commit reaches the disk: a report that was acknowledged survives a loss of power, too.
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(self._schema)
-        except sqlite3.Error as error:
-            raise OSError(f"{self._path} cannot be opened: {error}") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+                undo.callback(connection.close)
+                connection.execute("PRAGMA journal_mode = WAL")
+                # Each commit reaches the disk: a report that was acknowledged survives a loss of power, too.
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.executescript(self._schema)
+            except sqlite3.Error as error:
+                raise OSError(f"{self._path} cannot be opened: {error}") from error
+            undo.pop_all()
         self._thread = threading.Thread(target=self._run, args=(connection,), name=self._path.stem, daemon=True)
         self._thread.start()
 
@@ -99,11 +103,14 @@ class Database:
 
 def reader(path: Path) -> sqlite3.Connection:
     """A connection of the caller's own that cannot write. Raises OSError when there is no such database."""
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=_BUSY_S, uri=True)
-        connection.execute("PRAGMA schema_version")
-    except sqlite3.Error as error:
-        raise OSError(f"{path} cannot be read: {error}") from error
+    with contextlib.ExitStack() as undo:
+        try:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=_BUSY_S, uri=True)
+            undo.callback(connection.close)
+            connection.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            raise OSError(f"{path} cannot be read: {error}") from error
+        undo.pop_all()
     return connection
 
 

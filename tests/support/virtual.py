@@ -27,6 +27,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Without the time limit of Python 3.12 and later, which would be over at once; it joins real threads."""
+        await super().shutdown_default_executor()
+
 
 class _Jumping(selectors.DefaultSelector):  # type: ignore[misc]  # its base depends on the platform
     def __init__(self, loop: VirtualLoop) -> None:

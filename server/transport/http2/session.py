@@ -180,7 +180,9 @@ class Session(asyncio.BufferedProtocol):
         chunks = sender.take()
         if large:
             self.sent_bytes += sum(map(len, chunks))
-            transport.writelines(chunks)
+            # Before Python 3.12.9 and 3.13.2 asyncio's writelines never says that the socket is full; its write does.
+            transport.writelines(chunks[:-1])
+            transport.write(chunks[-1])
         else:
             data = b"".join(chunks)
             self.sent_bytes += len(data)
