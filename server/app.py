@@ -87,7 +87,8 @@ ABANDON_BEFORE_S: Final = 1.0
 """How long before the end of a drain those who still wait are told, so that the word reaches them."""
 
 CLOSING_S: Final = 5.0
-"""How long after a drain engines may take to end their last batches, which nobody waits for any more."""
+"""How long after a drain engines may take to end their last batches, which nobody waits for any more, and looks at model
+sources to come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,8 @@ class Ending:
     """How a server ended."""
 
     threads_left: bool
-    """Whether engines still run: the process must then end without waiting for their threads."""
+    """Whether engines, or looks at model sources, still run: the process must then end without waiting for their
+    threads."""
     hopeless: bool
     """Whether it ended by itself, because too many engines hang: whoever started it should do so again."""
 
@@ -207,7 +209,7 @@ class Server:
     async def drain(self) -> bool:
         """Take nothing new, answer what can be answered in time, tell the rest, free everything.
 
-        Returns whether engines still run: the process must then end without waiting for their threads.
+        Returns whether threads still run: the process must then end without waiting for them.
         """
         self.lifecycle.advance(Phase.DRAINING)
         self.health.close()
@@ -230,6 +232,9 @@ class Server:
         except TimeoutError:
             left = True
             log.critical("engines still run %.0f s after the end of the drain; leaving without them", CLOSING_S)
+        if self.sources is not None and not await asyncio.to_thread(self.sources.wait_idle, CLOSING_S):
+            left = True
+            log.warning("a model source says nothing; leaving without its answer")
         await asyncio.to_thread(self.watcher.close)
         left = await self.feedback.close() or left
         await self.store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -17,25 +18,48 @@ REGION: Final = "us-east-1"
 SECRET: Final = "not-a-word-of-this-in-any-log"
 
 
+class Mood(enum.Enum):
+    """How the server treats those who ask."""
+
+    GOOD = enum.auto()
+    SILENT = enum.auto()
+    """It takes the question and never answers."""
+    CUTTING = enum.auto()
+    """Contents end in their middle, and so does the connection."""
+
+
 @dataclass
 class ObjectServer:
     """Objects outlive `stop`: they are in this process's memory."""
 
     port: int = 0
+    mood: Mood = Mood.GOOD
+    troubled: int = 0
+    """Questions that were not answered as they should be."""
     ranges: list[tuple[str, str]] = field(default_factory=list)
     """Path and `Range` header of each request for contents."""
     _server: BaseWSGIServer | None = None
+    _leaving: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         app = DomainDispatcherApplication(create_backend_app)
 
         def recording(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            if environ["REQUEST_METHOD"] == "GET" and "HTTP_RANGE" in environ:
+            contents = environ["REQUEST_METHOD"] == "GET" and "HTTP_RANGE" in environ
+            if contents:
                 self.ranges.append((environ["PATH_INFO"], environ["HTTP_RANGE"]))
+            if self.mood is Mood.SILENT:
+                self.troubled += 1
+                self._leaving.wait()
             answer: Iterable[bytes] = app(environ, start_response)
+            if contents and self.mood is Mood.CUTTING:
+                self.troubled += 1
+                whole = b"".join(answer)
+                return [whole[: len(whole) // 2]]
             return answer
 
+        self._leaving.clear()
         self._server = make_server("127.0.0.1", self.port, recording, threaded=True)
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -43,6 +67,7 @@ class ObjectServer:
 
     def stop(self) -> None:
         if self._server is not None:
+            self._leaving.set()
             self._server.shutdown()
             self._thread.join()
             self._server.server_close()

@@ -87,6 +87,8 @@ class Sources:
         )
         for mirror in self.mirrors:
             mirror.prepare()
+        self._idle = threading.Event()
+        self._idle.set()
 
     @property
     def roots(self) -> Sequence[Path]:
@@ -95,14 +97,21 @@ class Sources:
 
     def sync(self) -> None:
         """Follow all sources. One that does not answer stays as it is; raises LoadFailed if nothing was ever copied."""
-        for mirror in self.mirrors:
-            try:
-                if mirror.sync():
-                    log.info("%s has changed", mirror.remote.name)
-            except (SourceError, OSError) as error:
-                if not mirror.holds:
-                    raise LoadFailed(f"the model source cannot be read: {scrub(error)}") from error
-                log.warning("models stay as they are: %s", scrub(error))
+        self._idle.clear()
+        try:
+            for mirror in self.mirrors:
+                self._follow(mirror)
+        finally:
+            self._idle.set()
+
+    def _follow(self, mirror: Mirror) -> None:
+        try:
+            if mirror.sync():
+                log.info("%s has changed", mirror.remote.name)
+        except (SourceError, OSError) as error:
+            if not mirror.holds:
+                raise LoadFailed(f"the model source cannot be read: {scrub(error)}") from error
+            log.warning("models stay as they are: %s", scrub(error))
 
     def statistics(self) -> Mapping[str, MirrorStatistics]:
         """By the source's name."""
@@ -111,6 +120,10 @@ class Sources:
     def stop(self) -> None:
         """Give up what is being fetched, soon; what is here stays for the next time."""
         self._patience.stopped.set()
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Whether no look is under way, or ends within this time. One at a source that says nothing takes longer."""
+        return self._idle.wait(seconds)
 
 
 class LoggedProgress:
