@@ -89,18 +89,21 @@ class Plan:
             raise ValueError("a first step of 1 leaves nothing to compare the candidate with")
         if any(after <= before for before, after in zip(self.steps, self.steps[1:], strict=False)):
             raise ValueError("each step must be greater than the one before")
-        if self.samples < 1 or not self.step_s >= 0 or self.shadowing.in_flight < 1 or self.shadowing.deadline_s <= 0:
+        limits, comparing, shadowing = self.limits, self.comparing, self.shadowing
+        if not all(map(math.isfinite, (self.step_s, shadowing.deadline_s, comparing.absolute, comparing.relative))):
+            raise ValueError("seconds and tolerances must be finite")
+        if self.samples < 1 or self.step_s < 0 or shadowing.in_flight < 1 or shadowing.deadline_s <= 0:
             raise ValueError("samples, seconds and bounds must be positive")
         for name in ("error_increase", "agreement"):
-            if not 0 <= getattr(self.limits, name) <= 1:
+            if not 0 <= getattr(limits, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1")
-        if not 0 < self.limits.false_alarm < 1 or not self.limits.latency_ratio >= 1 or self.limits.latency_slack_s < 0:
+        if not 0 < limits.false_alarm < 1 or not limits.latency_ratio >= 1 or not limits.latency_slack_s >= 0:
             raise ValueError(
                 "false_alarm must be between 0 and 1, latency_ratio at least 1, latency_slack_s at least 0"
             )
-        if not 0 <= self.shadowing.sample <= 1 or not (self.comparing.absolute >= 0 and self.comparing.relative >= 0):
+        if not 0 <= shadowing.sample <= 1 or comparing.absolute < 0 or comparing.relative < 0:
             raise ValueError("sample must be between 0 and 1, tolerances not negative")
-        if self.steps[0] == SHADOW_STEP and self.shadowing.sample == 0:
+        if self.steps[0] == SHADOW_STEP and shadowing.sample == 0:
             raise ValueError("a step of copies needs some: the sample is 0")
         check_split(self.split_by)
 

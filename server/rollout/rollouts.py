@@ -102,6 +102,8 @@ class Rollouts:
     async def start(self, model: str, candidate: int, stable: int = 0, **settings: Any) -> Rollout:  # noqa: ANN401  (fields of Plan)
         """Begin; `stable` 0 is the present default, or where that is the candidate, the highest other version.
 
+        Another `stable` must be ready: nothing but it would answer from now on.
+
         Returns at once when the candidate is up, else when it has been brought up, where the repository's mode allows
         that. Raises InvalidRequest, AlreadyExists, ModelNotReady, or LoadFailed when nothing can be written.
         """
@@ -109,7 +111,7 @@ class Rollouts:
         if before is not None and before.rollout.active:
             raise AlreadyExists(f"{before.rollout!r} is under way: promote or abort it first")
         try:
-            plan = Plan(stable=stable or self._present(model, candidate), candidate=candidate, **settings)
+            plan = Plan(stable=self._stable(model, candidate, stable), candidate=candidate, **settings)
         except (ValueError, TypeError) as error:
             raise InvalidRequest(f"rollout of '{model}': {error}") from error
         rollout = Rollout(model, plan, self._changed)
@@ -165,8 +167,14 @@ class Rollouts:
         course = self._courses.get(model)
         return "" if course is None else course.rollout.describe(version)
 
-    def _present(self, model: str, candidate: int) -> int:
+    def _stable(self, model: str, candidate: int, asked: int) -> int:
         assert self._repository is not None
+        if asked == candidate:
+            return asked  # which the plan refuses
+        if asked:
+            if asked not in self._repository.versions(model):
+                raise ModelNotReady(f"version {asked} of model '{model}' is not ready: it cannot be the stable one")
+            return asked
         ready = [version for version in self._repository.versions(model) if version != candidate]
         course = self._courses.get(model)
         if course is not None and course.rollout.default in ready:

@@ -53,6 +53,7 @@ def blind(name: str, seconds: float, seed: int) -> int:
             print(f"{name}: finding after {runs} runs, kept as {path}", file=sys.stderr)
             raise
         runs += 1
+    target.close()
     return runs
 
 

@@ -23,3 +23,5 @@ class Target:
     """Makes a neighbour of an input that is likely to get past the first checks."""
     seeds: Callable[[], Sequence[bytes]] = field(default=lambda: (b"",))
     """What to begin with, beside the kept corpus."""
+    close: Callable[[], None] = lambda: None
+    """Ends what runs for it; nothing is called after that."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
 
-NAMES: Final = ("codec", "configuration", "repository", "wire", "control", "access")
+NAMES: Final = ("codec", "configuration", "repository", "wire", "control", "feedback", "access")
 """Each is a module beside this one; they are imported one at a time, since each sets up its own stage."""
 
 

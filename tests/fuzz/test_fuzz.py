@@ -16,8 +16,11 @@ RUNS = 150
 def test_nothing_is_found_by_a_few_mutations(name: str) -> None:
     target = find(name)
     corpus = kept(target)
-    for data in corpus:
-        target.run(data)
-    random = Random(name)
-    for _ in range(RUNS):
-        target.run(target.mutate(random.choice(corpus), random))
+    try:
+        for data in corpus:
+            target.run(data)
+        random = Random(name)
+        for _ in range(RUNS):
+            target.run(target.mutate(random.choice(corpus), random))
+    finally:
+        target.close()

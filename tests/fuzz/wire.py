@@ -176,4 +176,4 @@ def seeds() -> list[bytes]:
     ]
 
 
-TARGET: Final = Target(name="wire", run=run, mutate=mutate_frames, seeds=seeds)
+TARGET: Final = Target(name="wire", run=run, mutate=mutate_frames, seeds=seeds, close=_STAGE.loop.close)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.rollout.plan import Plan, read_plan
+from server.rollout.plan import Comparing, Limits, Plan, Shadowing, read_plan
 from server.rollout.rollout import NEXT, Event, Rollout, Stage
 from tests.server.rollout.support import QUIET, plan, running
 
@@ -129,6 +130,11 @@ def test_plans_survive_json_and_nonsense_is_refused() -> None:
         {"steps": (1.0,)},
         {"samples": 0},
         {"split_by": "colour"},
+        {"step_s": math.inf},
+        {"shadowing": Shadowing(deadline_s=math.nan)},
+        {"comparing": Comparing(absolute=math.inf)},
+        {"comparing": Comparing(relative=math.nan)},
+        {"limits": Limits(latency_slack_s=math.nan)},
     ):
         with pytest.raises(ValueError, match=r"\w"):
             Plan(**{"stable": 1, "candidate": 2, **wrong})

@@ -294,3 +294,16 @@ def test_metrics_say_where_it_stands() -> None:
         await rollouts.close()
 
     run_virtual(main)
+
+
+def test_a_stable_version_that_is_not_ready_would_leave_nobody_to_answer() -> None:
+    async def main() -> None:
+        rollouts, repository = make(None, FakeVersion(1), FakeVersion(2))
+        for model in ("m", "unknown"):
+            with pytest.raises(ModelNotReady, match=f"version 7 of model '{model}' is not ready"):
+                await rollouts.start(model, 2, stable=7)
+        assert rollouts.status() == []
+        assert repository.answers() == 2
+        await rollouts.close()
+
+    run_virtual(main)
