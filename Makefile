@@ -92,11 +92,10 @@ load: $(READY) ## Load on a running server: make load SCENARIO=loadtest/scenario
 peers: $(READY) ## Measure Kairos beside its peers and write docs/performance.md (see loadtest/README.md)
 	@$(BIN)/python -m loadtest.peers --write $(ARGS)
 
-audit: ## Look for known vulnerabilities and for licences not allowed in what the images install
-	@rm -rf build/audit && $(PYTHON) -m venv build/audit
-	@build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/docker/requirements-gpu.lock
-	@build/audit/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'pip-licenses>=5.5,<6'
-	@build/audit/bin/python deploy/audit/audit.py build/audit
+audit: ## Look for known vulnerabilities and for licences not allowed; ADVISORIES=PATH reads a copy of OSV's database
+	@rm -rf build/audit && $(PYTHON) -m venv build/audit/tools
+	@build/audit/tools/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3' 'pip-licenses>=5.5,<6'
+	@build/audit/tools/bin/python deploy/audit/audit.py build/audit $(ADVISORIES)
 
 conformance: ## Build the tools that tests run into .tools (needs Go)
 	@tests/conformance/install.sh
