@@ -1,4 +1,4 @@
-"""An object store that is gone, says nothing, or breaks off: what serves goes on serving, and a start says what it lacks."""
+"""An object store that is gone, silent, or breaks off: what serves goes on, and a start says what it lacks."""
 
 from __future__ import annotations
 
