@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import platform
@@ -385,8 +384,6 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
         await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
         try:
             if starting.done():
-                gc.collect()
-                gc.freeze()  # else each full collection walks all modules and models: 50 to 100 ms without an answer
                 started(starting.result(), server)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             else:
