@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import re
 import statistics
 import tempfile
 from collections import Counter
@@ -30,6 +29,7 @@ from rich.console import Console
 
 from loadtest.load.client import Body, Http2Client
 from loadtest.load.generator import ClosedLoop, OpenLoop, Record, Shot, run
+from loadtest.marks import put
 from loadtest.support import ROOT, Running, kairos, machine, write_matmul_model
 from server.cli.charts import Panel, draw
 from server.pb import grpc_service_pb2 as pb
@@ -98,7 +98,7 @@ def write_convolution_model(folder: Path, config: str) -> None:
         names = ["x" if layer == 0 else f"r{layer - 1}", f"w{layer}"]
         nodes.append(helper.make_node("Conv", names, [f"c{layer}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{layer}"], ["y" if layer == CALM_LAYERS - 1 else f"r{layer}"]))
-    shape = ["N", CALM_CHANNELS, CALM_SIZE, CALM_SIZE]
+    shape: list[str | int | None] = ["N", CALM_CHANNELS, CALM_SIZE, CALM_SIZE]
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = helper.make_graph(nodes, folder.name, tensors[:1], tensors[1:], weights)
     (folder / "1").mkdir(parents=True)
@@ -150,7 +150,8 @@ def open_loop(loader: Loader, cell: Cell, rate: float, full_s: float) -> None:
 def executed(server: Running, model: str) -> int:
     """Rows that the model's engine has executed."""
     with grpc.insecure_channel(server.url) as channel:
-        answer = GRPCInferenceServiceStub(channel).ModelStatistics(pb.ModelStatisticsRequest(name=model))
+        stub = GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        answer = stub.ModelStatistics(pb.ModelStatisticsRequest(name=model))
     return sum(batch.batch_size * batch.compute_infer.count for batch in answer.model_stats[0].batch_stats)
 
 
@@ -264,8 +265,7 @@ def main() -> None:
         bound = [(load, min(1.0, load)) for load in LOADS]
         panel = Panel("answered in time over gRPC, by load", lines, bound)
         draw(IMAGE, [panel], "load (1 = measured capacity)", "goodput / capacity", top=1.1)
-        marked = re.compile(r"(<!-- deadlines benchmark -->\n).*(<!-- /deadlines benchmark -->)", re.DOTALL)
-        PAGE.write_text(marked.sub(lambda found: f"{found[1]}{text}\n{found[2]}", PAGE.read_text()))
+        PAGE.write_text(put(PAGE.read_text(), "deadlines benchmark", text))
 
 
 if __name__ == "__main__":
