@@ -32,6 +32,8 @@ class Shot(NamedTuple):
     """From `due`."""
     cancel_s: float = math.inf
     """From `due`: when the caller gives up."""
+    patient: bool = False
+    """The deadline only judges the answer: the call has none and is waited for, as a server is told in other ways."""
 
 
 @dataclass(slots=True)
@@ -176,7 +178,8 @@ class _Run:
             record.deadline_s.append(shot.deadline_s)
             self._out += 1
             self._progress.slip_s = max(self._progress.slip_s, now - shot.due)
-            client.start(call, shot.body, self._began + shot.due + shot.deadline_s)
+            patience_s = math.inf if shot.patient else shot.deadline_s
+            client.start(call, shot.body, self._began + shot.due + patience_s)
             if shot.cancel_s < math.inf:
                 heapq.heappush(self._cancels, (shot.due + shot.cancel_s, call))
             now = client.now() - self._began

@@ -5,6 +5,7 @@ Rule: every figure of one peer is taken while no other server runs; its answers 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -141,6 +142,8 @@ class _Asked:
             drain_s=_PATIENCE_S if arrivals.kind == "closed" else 2.0,
         )  # fmt: skip
         plan = make(scenario, lambda _: self.model.metadata(), self.peer.body)
+        if self.peer.reads_timeout:
+            plan = dataclasses.replace(plan, shots=[shot._replace(patient=True) for shot in plan.shots])
         before = self.server.cpu_s()
         result = run_once(scenario, plan=plan)
         ask_until_served(

@@ -20,7 +20,7 @@ _HOW: Final = (
     "Figures are medians of the rounds, ± half the distance from the least to the most; the best of a column is bold; "
     "(!) marks figures of which the generator says that it was the limit. CPU is that of all processes of a server, "
     "user and system, for each request sent. Open loops ask by a Poisson process at multiples of what the same server "
-    "got through in closed loops, and every request has a gRPC deadline."
+    "got through in closed loops, and every request has a deadline: gRPC's, or for Triton its parameter `timeout`."
 )
 
 

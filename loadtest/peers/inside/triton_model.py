@@ -1,5 +1,6 @@
 """Runs inside Triton's Python backend: ONNX Runtime on the batch that Triton formed, in one call."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), settings, providers=["CPUExecutionProvider"]
         )
+        self._turn = (folder / "turn").open("w")  # of the instances, which are processes: one executes at a time
         self._input = config["input"][0]["name"]
         self._output = config["output"][0]["name"]
 
@@ -29,7 +31,11 @@ class TritonPythonModel:
         """One execution for all of them."""
         rows = [pb_utils.get_input_tensor_by_name(request, self._input).as_numpy() for request in requests]
         gathered = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        (answers,) = self._session.run([self._output], {self._input: gathered})
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
+        try:
+            (answers,) = self._session.run([self._output], {self._input: gathered})
+        finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
         responses, at = [], 0
         for each in rows:
             output = pb_utils.Tensor(self._output, answers[at : at + len(each)])

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -164,6 +165,7 @@ struct Model {
   Owned<OrtSession> session;
   Owned<OrtMemoryInfo> memory;
   Port input, output;
+  mutable std::mutex turn;  // instances share the session and its threads: one executes while another gathers
 };
 
 // A request that was taken, and its input where it lies.
@@ -280,6 +282,7 @@ class Instance {
 
   Owned<OrtValue> run(const OrtValue* input) const {
     const char *in = model_.input.name.c_str(), *out = model_.output.name.c_str();
+    const std::lock_guard<std::mutex> lock(model_.turn);
     return owned<OrtValue>(
         [&](auto** value) { return ort->Run(model_.session.get(), nullptr, &in, &input, 1, &out, 1, value); });
   }

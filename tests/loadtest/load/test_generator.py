@@ -89,6 +89,12 @@ def test_a_slip_of_less_than_a_hundredth_of_the_requests_is_forgiven() -> None:
     assert told["slip_ms"]["max"] > 40
 
 
+def test_the_patient_wait_for_an_answer_that_is_too_late_to_count() -> None:
+    told = result(shoot(steady(0.03), every(0.01, 1, deadline_s=0.02, patient=True)), 1)
+    assert told["codes"] == {"OK": 100}
+    assert told["good_per_s"] == 0.0
+
+
 def test_deadlines_count_from_when_requests_were_due() -> None:
     record = shoot(steady(0.03), every(0.01, 1, deadline_s=0.02))
     told = result(record, 1)

@@ -80,6 +80,7 @@ def test_every_server_gets_the_same_threads_and_batches(tmp_path: Path, files: d
         triton = text_format.Parse(peer._config(MODELS["mlp"], 1), ModelConfig())
         assert (triton.backend, triton.max_batch_size) == (backend, MODELS["mlp"].max_rows)
         assert triton.parameters["threads"].string_value == "1"
+        assert triton.dynamic_batching.default_queue_policy.allow_timeout_override
     (tmp_path / "mlserver").mkdir()
     MLServer().prepare(setting(tmp_path / "mlserver", files))
     settings = json.loads((tmp_path / "mlserver/mlp/model-settings.json").read_text())
