@@ -200,6 +200,8 @@ class LocalInference:
                 wake_at = turn.wake_at
                 break
             self._launch(turn.batch, now)
+            if self._pool.inline:  # it is done, and its answers leave before the next one
+                return
         self._wake_by(min(wake_at, self._scheduler.next_expiry()))
 
     def _wake_by(self, when: float) -> None:

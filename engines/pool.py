@@ -28,8 +28,8 @@ CLOSING_S: Final = 5.0
 """How long the last words of a dead engine may hold up its successor."""
 
 INLINE_MAX_S: Final = 0.005
-"""A single execution on the event loop's thread that lasts longer shows that the engine is not as quick as it was
-measured to be. A busy machine alone seldom stretches one that far."""
+"""A single execution that takes more CPU of the event loop's thread shows that the engine is not as quick as it was
+measured to be. Its duration would not: a busy machine stretches that as far as it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,8 @@ class EnginePool:
             self._idle = [other for other in self._idle if other.worker is not worker]
             self._dead.add(worker)
             self._start_replacing(worker)
-        elif isinstance(worker, InlineWorker) and outcome.execute_s > INLINE_MAX_S:
-            log.info("%s took %.1f ms and moves to a thread", self._name, outcome.execute_s * 1e3)
+        elif isinstance(worker, InlineWorker) and worker.cpu_s > INLINE_MAX_S:
+            log.info("%s took %.1f ms and moves to a thread", self._name, worker.cpu_s * 1e3)
             self._inline = False
             self._start_replacing(worker)
         else:
