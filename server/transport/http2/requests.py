@@ -182,28 +182,53 @@ def _in_order(spelt: list[Field], literals: list[int], rest: list[Field]) -> boo
 class HeadReader:
     """Decodes the header blocks of one connection, remembering what it can of their heads."""
 
-    __slots__ = ("_decoder", "_known", "_templates")
+    __slots__ = ("_decoder", "_known", "_templates", "_timed", "_timed_prefix")
 
     def __init__(self, *, max_list_bytes: int) -> None:
         self._decoder = Decoder(max_list_bytes=max_list_bytes)
         self._known: dict[bytes, RequestHead] = {}
         self._templates: dict[tuple[Field, ...], RequestHead | None] = {}
+        self._timed_prefix = b""  # a block up to the value of its grpc-timeout, which ends it
+        self._timed: RequestHead | None = None  # what such a block says, whatever the timeout
 
     def read(self, block: bytes) -> RequestHead:
         """The head that `block` encodes. HpackError or MalformedRequest where there is none."""
         head = self._known.get(block)
         if head is not None:
             return head
+        if (head := self._read_timed(block)) is not None:
+            return head
         decoder = self._decoder
         fields, changed = self._decode(block)
         if decoder.literals and not decoder.overflowed:
-            return self._from_template(fields, decoder.literals) or parse_head(fields)
+            head = self._from_template(fields, decoder.literals) or parse_head(fields)
+            if not changed and len(decoder.literals) == 1:
+                self._remember_timed(block, head, fields)
+            return head
         head = parse_head(fields, oversized=decoder.overflowed)
         if not changed and len(block) <= _LONGEST_REMEMBERED:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[block] = head
         return head
+
+    def _read_timed(self, block: bytes) -> RequestHead | None:
+        """The head of a block that differs from one before in nothing but the timeout at its end."""
+        timed, prefix = self._timed, self._timed_prefix
+        if timed is None or not block.startswith(prefix):
+            return None
+        start = len(prefix) + 1
+        if len(block) <= start or block[start - 1] != len(block) - start:  # Huffman's code sets the length's first bit
+            return None
+        timeout_s = parse_timeout_s(block[start:])
+        return None if timeout_s is None else RequestHead(timeout_s, *timed[1:])
+
+    def _remember_timed(self, block: bytes, head: RequestHead, fields: list[Field]) -> None:
+        """Keep what a block says that left the table alone and ends with a timeout in plain letters."""
+        name, value = fields[-1]
+        tail = b"\x0cgrpc-timeout" + bytes((len(value),)) + value
+        if name == b"grpc-timeout" and head.is_plain and len(block) <= _LONGEST_REMEMBERED and block.endswith(tail):
+            self._timed, self._timed_prefix = head, block[: -len(value) - 1]
 
     def read_trailers(self, block: bytes) -> None:
         """Decode a block of trailers, keeping the table in step. HpackError or MalformedRequest as `read`."""
@@ -220,6 +245,7 @@ class HeadReader:
         if self._decoder.generation == before:
             return fields, False
         self._known.clear()
+        self._timed = None
         return fields, True
 
     def _from_template(self, fields: list[Field], literals: list[int]) -> RequestHead | None:
