@@ -31,6 +31,7 @@ from engines.watchdog import HungEngines, Patience
 from server.cache import replies
 from server.cache.store import StoreOptions, open_store
 from server.lifecycle import Lifecycle, Phase, stop_signals
+from server.loop import spare_collector
 from server.opener import ModelOpener
 from server.pb import (
     cache_pb2_grpc,
@@ -384,6 +385,7 @@ async def run(options: ServerOptions, started: Callable[[Addresses, Server], Non
         await asyncio.wait((starting, *ends), return_when=asyncio.FIRST_COMPLETED)
         try:
             if starting.done():
+                spare_collector()
                 started(starting.result(), server)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             else:

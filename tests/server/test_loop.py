@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
-from server.loop import new_event_loop
+from server.loop import new_event_loop, spare_collector
 
 
 def test_the_clock_moves_within_a_turn_and_is_the_monotonic_one() -> None:
@@ -35,3 +36,13 @@ def test_timers_never_fire_a_whole_millisecond_early() -> None:
         for delay_s in (0.0021, 0.0034, 0.0056):
             when = loop.time() + delay_s
             assert runner.run(wait_until(when)) >= when - 0.001
+
+
+def test_what_is_there_is_no_business_of_the_collector() -> None:
+    there = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+    spare_collector()
+    try:
+        assert gc.get_freeze_count() > len(there)
+        assert not any(found is there[0] for found in gc.get_objects())
+    finally:
+        gc.unfreeze()
