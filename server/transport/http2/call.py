@@ -25,6 +25,7 @@ from server.transport.http2.messages import (
 )
 from server.transport.http2.metadata import Metadata, MetadataLike, encode_metadata, percent_encode
 from server.transport.http2.sender import RESPONSE_BLOCK
+from server.transport.http2.streams import NOBODY
 from server.transport.inflight import TEXT, TRAILERS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from server.transport.http2.options import Options
     from server.transport.http2.requests import RequestHead
     from server.transport.http2.streams import Stream
+    from server.transport.http2.turns import Turns
     from server.transport.inflight import Inflight
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,9 @@ _LANDING_BYTES: Final = 8 * 1024
 
 _STREAM_BYTES: Final = 64 * 1024
 """So much may wait for a handler that reads a stream, however much the server holds."""
+
+BUSY: Final = "the server is asked more than it can answer in time"
+BUSY_TRAILERS: Final = (("retryable", "true"), ("retry-after-ms", "20"), ("grpc-retry-pushback-ms", "20"))
 
 _STATUS: Final = {code: literal(b"grpc-status", str(code.value[0]).encode()) for code in grpc.StatusCode}
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -109,6 +114,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         "_reader",
         "_stream",
         "_trailing",
+        "_turns",
         "_unread",
         "_working",
         "_writer",
@@ -121,8 +127,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         "task",
     )  # fmt: skip
 
-    def __init__(self, host: Host, stream: Stream, head: RequestHead, method: Method) -> None:
+    def __init__(
+        self, host: Host, stream: Stream, head: RequestHead, method: Method, turns: Turns | None = None
+    ) -> None:
         self.host = host
+        self._turns = turns
         self._connection = host.connection
         self._stream = stream
         self.head = head
@@ -274,6 +283,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         elif self.task is None and not self._over:
             if self._messages is None or len(self._messages) != 1:
                 self.fail(grpc.StatusCode.UNIMPLEMENTED, "exactly one request message is expected")
+            elif self._turns is not None:
+                self._turns.start(self)
             else:
                 self.start()
         elif self._reader is not None:
@@ -372,6 +383,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._cancelled = cancelled
             self.finish(code, details, abandon=True)
 
+    def turn_away(self) -> None:
+        """End the call, whose handler has not begun, because it cannot be answered in time."""
+        self._trailing = BUSY_TRAILERS
+        self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, BUSY)
+
     def settle(self) -> None:
         """The handler has returned, whatever became of the call."""
         if self._lingers:
@@ -381,6 +397,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self._inflight is not None:
             self._working = 0
             self._count(self._inflight)
+        self._let_go()
         self.host.call_settled(self)
         self.task = None  # its context holds the request, and the heap of deadlines may hold this call for long
 
@@ -404,9 +421,15 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             connection.lingering += 1
             if self.entered:
                 self.task.cancel()
+        if self.task is None:
+            self._let_go()
         if self._callbacks:
             for callback in self._callbacks:
                 _guarded(callback, self)
+
+    def _let_go(self) -> None:
+        """Nothing can come of this call any more: leave its stream, so that neither waits for the collector."""
+        self._stream.receiver = NOBODY
 
     # Sending ------------------------------------------------------------
 

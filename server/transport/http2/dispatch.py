@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import grpc
 import grpc.aio
 
-from server.transport.http2.call import Call, Host
+from server.transport.http2.call import BUSY, BUSY_TRAILERS, Call, Host
 from server.transport.http2.hpack import encode, literal
 from server.transport.http2.messages import ENCODINGS
-from server.transport.http2.metadata import Metadata, percent_encode
+from server.transport.http2.metadata import Metadata, encode_metadata, percent_encode
 from server.transport.http2.methods import Intercepted, Method, RpcMethodHandler
 from server.transport.http2.sender import RESPONSE_BLOCK
+from server.transport.http2.streams import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
     from server.transport.http2.streams import Receiver, Stream
 
 _REMEMBERED_METHODS: Final = 1024
-_BUSY: Final = RESPONSE_BLOCK + encode(
-    [
-        (b"grpc-status", str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]).encode()),
-        (b"grpc-message", percent_encode("the server is asked more than it can answer in time")),
-        (b"retryable", b"true"),
-        (b"retry-after-ms", b"20"),
-        (b"grpc-retry-pushback-ms", b"20"),
-    ]
+_BUSY: Final = (
+    RESPONSE_BLOCK
+    + encode(
+        [
+            (b"grpc-status", str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]).encode()),
+            (b"grpc-message", percent_encode(BUSY)),
+        ]
+    )
+    + encode_metadata(BUSY_TRAILERS)
 )
 _ACCEPTED: Final = literal(b"grpc-accept-encoding", b"identity, deflate, gzip")
 _PLAIN: Final = literal(b"content-type", b"text/plain")
@@ -42,28 +44,6 @@ class CallDetails(NamedTuple):
 
     method: str
     invocation_metadata: Metadata
-
-
-class Refused:
-    """Receives the body of a request that was answered from its head alone."""
-
-    def data_received(self, view: memoryview, ended: bool) -> None:
-        pass
-
-    def landing(self, limit: int) -> memoryview | None:  # noqa: ARG002 - the protocol's signature
-        return None
-
-    def landed(self, size: int, ended: bool) -> None:
-        pass
-
-    def reset(self, code: int) -> None:
-        pass
-
-    def sent(self) -> None:
-        pass
-
-
-_REFUSED: Final = Refused()
 
 
 class Dispatcher:
@@ -103,10 +83,13 @@ class Dispatcher:
         if limit is not None and host.running_calls() >= limit:
             return refuse(host, stream, grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
         turns = host.options.turns
-        if turns is not None and head.path == turns.path and not turns.begin(head.timeout_s):
+        if turns is None or head.path != turns.path:
+            turns = None
+        elif not turns.admits(head.timeout_s):
+            stream.patient = True  # the rest of a small request is on its way; to ignore it is cheaper than a reset
             host.connection.sender.headers(stream, _BUSY, end_stream=True)
-            return _REFUSED
-        call = Call(host, stream, head, method)
+            return NOBODY
+        call = Call(host, stream, head, method, turns)
         if call.deadline is not None:
             host.call_expires(call, call.deadline)
         if self.admit is not None and not self.admit(call):
@@ -182,7 +165,7 @@ def refuse(host: Host, stream: Stream, code: grpc.StatusCode, details: str, extr
     """Answer with a status and nothing else."""
     status = encode([(b"grpc-status", str(code.value[0]).encode()), (b"grpc-message", percent_encode(details))])
     host.connection.sender.headers(stream, RESPONSE_BLOCK + status + extra, end_stream=True)
-    return _REFUSED
+    return NOBODY
 
 
 def refuse_http(host: Host, stream: Stream, block: bytes) -> Receiver:
@@ -190,4 +173,4 @@ def refuse_http(host: Host, stream: Stream, block: bytes) -> Receiver:
     stream.patient = True
     host.connection.sender.headers(stream, block)
     host.connection.sender.payload(stream, _EXPLANATION, last=True)
-    return _REFUSED
+    return NOBODY

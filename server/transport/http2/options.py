@@ -57,7 +57,7 @@ class Options:
     max_connection_age_grace_s: float = math.inf
     """How long its calls may then go on before they are cancelled. math.inf: until they end."""
     turns: Turns | None = None
-    """Refuses calls of its path that come faster than they can be answered. None: all begin."""
+    """Has calls of its path wait for their turn, and refuses whom that is too late for. None: all start at once."""
     inflight: Inflight | None = None
     """Counts the bytes of all connections; beyond its limit requests get RESOURCE_EXHAUSTED. None: no such bound."""
     reuse_port: bool = False

@@ -54,6 +54,28 @@ class Receiver(Protocol):
         """Part of what waited for window was sent: a writer that waits may go on."""
 
 
+class Nobody:
+    """Receives what still comes for a call that is over, or was answered from its head alone."""
+
+    def data_received(self, view: memoryview, ended: bool) -> None:
+        pass
+
+    def landing(self, limit: int) -> memoryview | None:  # noqa: ARG002 - the protocol's signature
+        return None
+
+    def landed(self, size: int, ended: bool) -> None:
+        pass
+
+    def reset(self, code: int) -> None:
+        pass
+
+    def sent(self) -> None:
+        pass
+
+
+NOBODY: Final = Nobody()
+
+
 class Stream:
     """One stream of a connection. Only the connection changes it; receivers read it."""
 

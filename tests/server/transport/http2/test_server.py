@@ -25,6 +25,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from server.pb import grpc_service_pb2 as pb
 from server.pb import grpc_service_pb2_grpc as pb_grpc
 from server.transport.http2 import Limits, Options, PingLimits, Server, Turns, frames, hpack
+from server.transport.http2.call import Call
+from server.transport.http2.streams import Stream
 from tests.support.certificates import Authority
 from tests.support.http2_peer import GRPC, message, parse
 from tests.support.transports import serving
@@ -751,20 +753,64 @@ def test_a_call_that_is_over_lets_go_of_what_its_handler_had_before_its_deadline
         gc.enable()
 
 
+async def lined_up(turns: Turns, calls: int) -> None:
+    """Wait until so many calls are in line."""
+    while len(turns._line) < calls:  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0)
+
+
+def test_calls_leave_nothing_to_the_collector() -> None:
+    """Not those that are answered, nor those that are turned away before their handler begins."""
+
+    async def scenario() -> None:
+        turns = Turns(b"/test/echo", soon=lambda _: None)
+        async with serving(Server(Options(turns=turns)), {"echo": UU(echo)}) as channel:
+            call = channel.unary_unary("/test/echo")
+            for _ in range(3):
+                assert await call(b"answered") == b"answered"
+            turns._allowed = 0.0
+            waits = asyncio.ensure_future(call(b"turned away"))
+            await lined_up(turns, 1)
+            turns._line.pop()[2].turn_away()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await waits
+            await asyncio.sleep(0)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            gc.set_debug(0)
+            assert not [each for each in gc.garbage if isinstance(each, Call | Stream)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(scenario())
+    finally:
+        gc.enable()
+        gc.garbage.clear()
+
+
 def test_more_than_the_loop_can_answer_is_refused_unread_and_told() -> None:
     told: list[None] = []
-    turns = Turns(b"/test/echo", lambda: told.append(None), soon=lambda _: None)
+    soon: list[Callable[[], None]] = []
+    turns = Turns(b"/test/echo", lambda: told.append(None), soon=soon.append)
     turns._allowed = 1
-    turns._took = 1.0
 
     async def scenario() -> None:
         server = Server(Options(turns=turns))
         async with serving(server, {"echo": UU(echo), "other": UU(echo)}) as channel:
             call = channel.unary_unary("/test/echo")
             assert await call(b"first", timeout=5) == b"first"
+            waits = asyncio.ensure_future(call(b"second", timeout=5))
+            await lined_up(turns, 1)
+            turns._ran, turns._ran_s = 1.0, 100.0
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await call(b"second", timeout=5)
-            assert await call(b"no hurry") == b"no hurry"
+                await call(b"third", timeout=6)
+            no_hurry = asyncio.ensure_future(call(b"no hurry"))
+            await lined_up(turns, 2)
+            soon.pop()()
+            turns._allowed = 2
+            soon.pop()()
+            assert (await waits, await no_hurry) == (b"second", b"no hurry")
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             trailers = dict(refused.value.trailing_metadata() or ())
             assert (trailers["retryable"], trailers["retry-after-ms"]) == ("true", "20")
