@@ -61,8 +61,9 @@ def test_the_hook_takes_signed_events_once() -> None:
             return int(answer.status)
 
     try:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
             post("another")
+        refused.value.close()
         assert not hook.arrived.is_set()
         assert (post("secret"), post("secret")) == (204, 204)
         assert list(hook.events) == ["e1"]

@@ -59,8 +59,9 @@ def test_a_source_that_fails_fails_the_scrape_and_nothing_else() -> None:
     async def main() -> str:
         port, stop = start_exporter("127.0.0.1", 0, [source])
         try:
-            with pytest.raises(urllib.error.HTTPError):
+            with pytest.raises(urllib.error.HTTPError) as refused:
                 await asyncio.to_thread(scrape, port)
+            refused.value.close()
             return await asyncio.to_thread(scrape, port)
         finally:
             await asyncio.to_thread(stop)
