@@ -237,12 +237,12 @@ def _features(study: Study) -> list[str]:
 def limits(study: Study) -> list[str]:
     """Where the model ends, with the figures that say so."""
     of = coefficients(study)
-    (top,) = study.pick("capacity")
+    most = max(load.answers_per_s for load in study.pick("callers"))
     largest, idles = study.models[-1], [idle for idle in study.idles if not idle.tls]
     greeting = [idle.opening_us for idle in study.idles if idle.tls][-1]
     loop = (
         f"- **One event loop a process, and one core for it**: at most 1 s / {of.busy_us:.0f} us = "
-        f"{number(1e6 / of.busy_us, 0)} small requests/s by the formula, {number(top.answers_per_s, 0)} measured "
+        f"{number(1e6 / of.busy_us, 0)} small requests/s by the formula, {number(most, 0)} measured "
         "beside the client. Beyond that: more processes on the port, or more pods."
     )
     payload = f"- **Payload**: {number(1e6 / (of.in_us_per_kib * 1024), 0)} MiB/s fill that core. {_mapped(study)}"
@@ -278,7 +278,7 @@ def _mapped(study: Study) -> str:
 
 def wrapped(line: str) -> str:
     """Prose in lines of 120; tables, headings and commands as they are."""
-    if line.startswith(("|", "#", "$", "`")):
+    if line.startswith(("|", "#", "$", "```")):
         return line
     indent = " " * (2 if line.startswith("- ") else 3 if line[:2].rstrip(".").isdigit() else 0)
     return textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -55,8 +55,8 @@ class Options:
     open_s: float = 4.0
     rounds: int = 2
     """Of the closed loops of callers and payloads, which the cost model rests on."""
-    turns: int = 15
-    turn_s: float = 0.4
+    turns: int = 30
+    turn_s: float = 0.2
     """Length of each turn of a comparison."""
 
 
