@@ -19,7 +19,9 @@ from server.transport.http2.sender import Sender
 from server.transport.http2.streams import (
     AFTER_PEER_ENDED,
     CLOSED,
+    HALF_CLOSED_LOCAL,
     HALF_CLOSED_REMOTE,
+    OPEN,
     UNEXPECTED,
     Receiver,
     Stream,
@@ -224,7 +226,7 @@ class Connection:
                 stream = streams.get(stream_id)
                 if (
                     stream is not None
-                    and stream.state < HALF_CLOSED_REMOTE
+                    and stream.state <= (HALF_CLOSED_LOCAL if flags & 1 else OPEN)
                     and length <= stream.receive_window
                     and stream.content_left is None
                     and length <= self._receive_window
@@ -361,6 +363,9 @@ class Connection:
         if length > stream.receive_window:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
         stream.receive_window -= length
+        if stream.state == HALF_CLOSED_LOCAL and not self._body_ends and not stream.patient:
+            self.reset(stream, ErrorCode.NO_ERROR)
+            return None
         if content:
             self._control.left += 1
         elif not self._body_ends:
@@ -617,12 +622,14 @@ class Connection:
             self._remove(stream)
 
     def _we_ended(self, stream: Stream) -> None:
-        """Our END_STREAM went out: the stream is over, or its peer is told to send no more."""
+        """Our END_STREAM went out: the stream is over, or it is once its peer has ended, too.
+
+        A peer that goes on sending is told to stop, but not sooner: a reset that comes with the answer makes grpcio's
+        client, now and then, report INTERNAL in place of the status that it was sent.
+        """
         if stream.state == CLOSED:
             self._resets.earn(1)
             self._remove(stream)
-        elif not stream.patient:
-            self.reset(stream, ErrorCode.NO_ERROR)
 
     def _remove(self, stream: Stream) -> None:
         self.streams.pop(stream.id, None)

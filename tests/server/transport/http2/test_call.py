@@ -297,6 +297,7 @@ def test_request_bytes_held_for_one_connection_are_bounded() -> None:
         (status,) = host.statuses()
         assert status["grpc-status"] == "8"
         assert host.connection.buffered_bytes == 8_000_000
+        host.data(5, b"more")
         assert set(host.connection.streams) == {1, 3}
         host.connection.lost()
         assert host.connection.buffered_bytes == 0

@@ -156,13 +156,23 @@ def test_what_was_under_way_on_a_stream_that_we_reset_is_ignored() -> None:
     assert not peer.connection.closed
 
 
-def test_answering_before_the_request_ends_tells_the_client_to_stop() -> None:
+def test_a_client_that_goes_on_sending_after_its_answer_is_told_to_stop() -> None:
     peer = Peer()
-    peer.request(1)
-    peer.connection.sender.headers(peer.bodies[1].stream, RESPONSE_BLOCK, end_stream=True)
-    head, reset = peer.read()
-    assert head.flags & frames.END_STREAM
-    assert (reset.kind, reset.payload) == (RST_STREAM, bytes(4))
+    for stream_id in (1, 3, 5):
+        peer.request(stream_id)
+        peer.connection.sender.headers(peer.bodies[stream_id].stream, RESPONSE_BLOCK, end_stream=True)
+    heads = peer.read()
+    assert [head.kind for head in heads] == [frames.HEADERS] * 3
+    assert all(head.flags & frames.END_STREAM for head in heads)
+    peer.data(1, b"the last", end_stream=True)
+    assert peer.read() == []
+    peer.data(3, b"and on")
+    peer.write(frames.head(100, frames.DATA, 0, 5) + b"an unfinished frame")
+    resets = peer.read()
+    assert [(reset.kind, reset.stream_id, reset.payload) for reset in resets] == [
+        (RST_STREAM, stream_id, bytes(4)) for stream_id in (3, 5)
+    ]
+    assert not peer.connection.streams
 
 
 def test_streams_beyond_the_limit_are_refused() -> None:
