@@ -189,12 +189,14 @@ class Tritonserver(KServePeer):
 
     def _config(self, model: Model, threads: int) -> str:
         dims = ", ".join(map(str, model.shape))
+        # a request's timeout only counts where it is shorter than the default, which must not be the 0 of none
+        policy = "timeout_action: REJECT default_timeout_microseconds: 60000000 allow_timeout_override: true"
         return f"""
 name: "{model.name}" backend: "{self.backend}" max_batch_size: {model.max_rows}
 input {{ name: "{model.input}" data_type: {self._TYPES[model.datatype]} dims: [ {dims} ] }}
 output {{ name: "{model.output}" data_type: TYPE_FP32 dims: [ {model.classes} ] }}
 instance_group {{ kind: KIND_CPU count: 2 }}
-dynamic_batching {{ default_queue_policy {{ timeout_action: REJECT allow_timeout_override: true }} }}
+dynamic_batching {{ default_queue_policy {{ {policy} }} }}
 parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}
 """
 

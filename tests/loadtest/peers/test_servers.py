@@ -80,7 +80,6 @@ def test_every_server_gets_the_same_threads_and_batches(tmp_path: Path, files: d
         triton = text_format.Parse(peer._config(MODELS["mlp"], 1), ModelConfig())
         assert (triton.backend, triton.max_batch_size) == (backend, MODELS["mlp"].max_rows)
         assert triton.parameters["threads"].string_value == "1"
-        assert triton.dynamic_batching.default_queue_policy.allow_timeout_override
     (tmp_path / "mlserver").mkdir()
     MLServer().prepare(setting(tmp_path / "mlserver", files))
     settings = json.loads((tmp_path / "mlserver/mlp/model-settings.json").read_text())
@@ -196,3 +195,18 @@ def test_what_onnx_runtime_refuses_is_an_error_and_no_more(tmp_path: Path, files
                     stub.ModelInfer(unknown, timeout=30.0)
                 assert refused.value.code() is grpc.StatusCode.INTERNAL
         check_answer(PEERS["triton"], server, MODELS["encoder"], files["encoder"])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["triton", "triton-python"])
+def test_triton_refuses_what_its_timeout_has_passed_for(name: str, tmp_path: Path, files: dict[str, Path]) -> None:
+    with running(PEERS[installed(name)], setting(tmp_path, files)) as server:
+        check_answer(PEERS[name], server, MODELS["encoder"], files["encoder"])
+        hurried = ids(16, 0)
+        hurried.parameters["timeout"].int64_param = 1  # a microsecond
+        with grpc.insecure_channel(server.address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            calls = [stub.ModelInfer.future(hurried) for _ in range(8)]
+            codes = {call.code() for call in calls}
+    assert grpc.StatusCode.UNAVAILABLE in codes
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
