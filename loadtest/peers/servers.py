@@ -150,8 +150,8 @@ class Tritonserver(KServePeer):
 
     - Where its queue knows timeouts, a request that comes while the only instance is still ending a batch wakes nobody:
       unless another comes, it waits for 500 ms, which left 19 answers a second for 8 callers. So each model has two
-      instances, which take turns: one executes at a time, within the budget of threads, while the other gathers. One
-      instance without timeouts does not wait like that, but works on whatever is too late.
+      instances, which take turns: one executes at a time, within the budget of threads, while the other gathers. It
+      still happens where both are busy. One instance without timeouts never waited like that, but refuses nothing.
     - Its gRPC front end crashes when many calls end early (SIGSEGV in a thread of its own, within seconds above
       capacity). So its calls have no gRPC deadline: it is told by the parameter `timeout`, and the client judges.
 
