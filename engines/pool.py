@@ -15,6 +15,7 @@ from typing import Final, TypeAlias, cast
 from engines.engine import Engine, PipelinedEngine
 from engines.errors import EngineHung
 from engines.pipeline import PipelinedWorker
+from engines.record import record
 from engines.watchdog import HungEngines, Watch
 from engines.worker import InlineWorker, Job, Outcome, Worker
 
@@ -45,7 +46,7 @@ class PoolStatistics:
     """Engines that were given up, and whose threads have not come back. They are not among those asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Running:
     """A job that an engine works on."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from engines.record import keyword_record, record
 from engines.tensor import DeviceMemory, Tensor
 
 Parameter: TypeAlias = bool | int | float | str
@@ -28,7 +29,7 @@ class Origin(enum.StrEnum):
     __hash__ = object.__hash__
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_record
 class InferRequest:
     """A checked request. Build it with `engines.validation.check`, which upholds what is promised here."""
 
@@ -59,7 +60,7 @@ class InferRequest:
         return self.placed is not None or any(tensor.device is not None for tensor in self.inputs)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Timings:
     """Seconds spent in each phase of one request; zeros for an answer that no engine gave."""
 
@@ -71,7 +72,7 @@ class Timings:
     """Rows of the batch that it ran in; those phases were the whole batch's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@keyword_record
 class InferResponse:
     """An answer: `outputs` in the order of the request's `wanted`, with the request's rows."""
 

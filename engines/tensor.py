@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import InvalidRequest, TooLarge
+from engines.record import record
 
 Array: TypeAlias = NDArray[Any]
 Buffer: TypeAlias = bytes | memoryview
@@ -87,7 +88,7 @@ class MemoryOwner(Protocol):
     def write(self, address: int, data: Buffer) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tensor:
     """`shape` includes the batch dimension where the model has one; `data` is contiguous, in wire layout."""
 

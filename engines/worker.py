@@ -10,16 +10,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from engines.engine import Engine
 from engines.errors import EngineDied
+from engines.record import record
 from engines.request import InferRequest
 from engines.scheduling.assemble import Staging, gather
 from engines.tensor import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """What a worker runs: the requests of one batch."""
 
@@ -28,7 +28,7 @@ class Job:
     wanted: Collection[str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What came of a job: `outputs`, or the `error` that the engine raised."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engines.errors import InferError
+from engines.record import record
 from engines.scheduling.latency import CostStatistics
 
 
@@ -57,7 +58,7 @@ class Refusal(NamedTuple):
     error: InferError
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Batch:
     """Requests that run together, in this order."""
 
@@ -70,7 +71,7 @@ class Batch:
     """Given by the scheduler; the report of this batch's execution carries it back."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Turn:
     """The answer to "an engine is idle": at most one of `batch` and a reason to ask again at `wake_at`."""
 
@@ -80,7 +81,7 @@ class Turn:
     """Ask again at this time even if nothing arrives, seconds on the driver's clock; infinite for never."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BatchReport:
     """One execution, as all observers see it. Times are seconds on the event loop's clock."""
 

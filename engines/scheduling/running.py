@@ -29,27 +29,32 @@ class _Execution:
 class Running:
     """Batches by number. `engines` is how many can run at a time; it may change."""
 
-    __slots__ = ("_executions", "_number", "engines")
+    __slots__ = ("_executions", "_number", "_running", "engines")
 
     def __init__(self, engines: int) -> None:
         self.engines = engines
         self._executions: dict[int, _Execution] = {}
         self._number = 0
+        self._running = 0  # those of them that have not ended
 
     def __len__(self) -> int:
-        return sum(not execution.ended for execution in self._executions.values())
+        return self._running
 
     def start(self, members: Sequence[Pending], now: float, seconds: float) -> int:
         """A batch was handed out that is expected to take so long; its number."""
         self._number += 1
         stuck = now + max(_STUCK_S, _STUCK * seconds)
         self._executions[self._number] = _Execution(members, now + seconds, stuck)
+        self._running += 1
         return self._number
 
     def end(self, number: int) -> Sequence[Pending]:
         """Its report came; its members, none when the number is not known."""
         execution = self._executions.pop(number, None)
-        return () if execution is None else execution.members
+        if execution is None:
+            return ()
+        self._running -= not execution.ended
+        return execution.members
 
     def note_idle_engine(self) -> None:
         """An engine asks for work: at most the others are busy, though a report may still be on its way."""
@@ -58,12 +63,13 @@ class Running:
         busy = sorted((one for one in self._executions.values() if not one.ended), key=lambda one: one.ends)
         for execution in busy[: max(0, len(busy) - self.engines + 1)]:
             execution.ended = True
+            self._running -= 1
         while len(self._executions) > 2 * self.engines + 8:  # reports that never came
-            del self._executions[next(iter(self._executions))]
+            self.end(next(iter(self._executions)))
 
     def free_at(self, now: float) -> float:
         """When an engine is expected to be idle."""
-        if len(self) < self.engines:
+        if self._running < self.engines:
             return now
         return max(now, min(one.ends for one in self._executions.values() if not one.ended))
 

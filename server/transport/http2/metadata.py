@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from server.transport.http2.hpack import Field, literal
@@ -44,6 +45,7 @@ def parse_timeout_s(value: bytes) -> float | None:
     return int(digits) * unit_s if unit_s is not None and digits.isdigit() and len(digits) <= 8 else None
 
 
+@lru_cache(256)
 def percent_encode(text: str) -> bytes:
     """A status message as grpc-message carries it."""
     return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "replace"))
@@ -58,6 +60,15 @@ def decode_pair(name: bytes, value: bytes) -> Metadatum:
     except binascii.Error as error:
         raise ValueError(f"metadata {name.decode('ascii')} is not base64") from error
     return Metadatum(name.decode("ascii"), raw)
+
+
+_REMEMBERED: Final = 4096
+"""Pairs: servers say the same few things again and again, most of all when they have no time to."""
+
+
+@lru_cache(_REMEMBERED, typed=True)
+def _encode_pair(key: str, value: str | bytes) -> bytes:
+    return encode_pair(key, value)
 
 
 def encode_pair(key: str, value: str | bytes) -> bytes:
@@ -76,7 +87,7 @@ def encode_pair(key: str, value: str | bytes) -> bytes:
 
 def encode_metadata(pairs: MetadataLike) -> bytes:
     """A header block fragment for `pairs`."""
-    return b"".join([encode_pair(key, value) for key, value in pairs])
+    return b"".join([_encode_pair(key, value) for key, value in pairs])
 
 
 def fields_to_metadata(fields: Iterable[Field]) -> Metadata:
