@@ -170,7 +170,7 @@ class Turns:
             at += 1
             if call.done():
                 continue
-            if due < soonest:
+            if due < soonest and call.deadline is not None:
                 self._refuse()
                 call.turn_away()
                 continue

@@ -135,6 +135,16 @@ def test_who_waited_too_long_is_turned_away_and_who_left_is_passed_over() -> Non
     assert loop.told == 1
 
 
+def test_who_has_no_deadline_waits_for_as_long_as_it_takes() -> None:
+    loop = Loop()
+    calls = [loop.offer(None) for _ in range(3 * FIRST)]
+    loop.now += 100.0
+    for _ in range(60):
+        loop.turn()
+    assert loop.started == calls
+    assert loop.told == 0
+
+
 def test_a_line_that_stays_long_is_kept_short_for_everybody() -> None:
     loop = Loop()
     while loop.now < 100.0 + 2 * SUSTAINED_S:
