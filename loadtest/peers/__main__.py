@@ -10,16 +10,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-import grpc
 import rich_click as click
 from rich.console import Console
 
 from loadtest.load.once import machine
 from loadtest.peers import models
-from loadtest.peers.cells import Cell, Options, deadlines_ms, limits, measure
+from loadtest.peers.cells import Cell, Listener, Options, deadlines_ms, limits, measure
 from loadtest.peers.page import Study, write
 from loadtest.peers.servers import HOME, PEERS, Peer, install
 
@@ -117,6 +117,11 @@ def _study(peers: Sequence[Peer], options: Options, rounds: int) -> Study:
         faults = "; ".join(cell.faults)
         _console.print(f"{cell.peer:22} {cell.model:9} {which:12} {figures}  {faults}", soft_wrap=True)
 
+    def failed(peer: Peer, number: int, model: str, error: Exception) -> None:
+        """One that breaks down does not stop the others."""
+        failures.append(f"{peer.name}, {model}, round {number + 1}: {str(error).splitlines()[0]}")
+        _console.print(f"[bold red]{peer.name} broke down:[/] {error}")
+
     with tempfile.TemporaryDirectory() as name:
         files = models.write(Path(name), options.models)
         found = limits(files, options)
@@ -125,11 +130,7 @@ def _study(peers: Sequence[Peer], options: Options, rounds: int) -> Study:
             _console.print(f"round {number + 1} of {rounds}, after {(time.monotonic() - began) / 60:.1f} minutes")
             turned = [*peers[number % len(peers) :], *peers[: number % len(peers)]]
             for peer in turned:
-                try:
-                    measure(peer, files, deadlines, options, number, told)
-                except (RuntimeError, OSError, grpc.RpcError) as error:  # one that breaks down does not stop the others
-                    failures.append(f"{peer.name}, round {number + 1}: {str(error).splitlines()[0]}")
-                    _console.print(f"[bold red]{peer.name} broke down:[/] {error}")
+                measure(peer, files, deadlines, options, number, Listener(told, partial(failed, peer, number)))
     return Study(
         machine=machine(),
         command=" ".join(["python -m loadtest.peers", *sys.argv[1:]]),

@@ -77,7 +77,13 @@ class WrongAnswer(RuntimeError):
     """A server's answer is not ONNX Runtime's."""
 
 
-Told = Callable[[Cell], None]
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told as it goes."""
+
+    cell: Callable[[Cell], None]
+    failure: Callable[[str, Exception], None]
+    """Of a model whose cells end here, and why."""
 
 
 def limits(files: Mapping[str, Path], options: Options) -> dict[str, dict[int, tuple[float, float]]]:
@@ -104,19 +110,20 @@ def measure(
     deadlines: Mapping[str, Mapping[str, float]],
     options: Options,
     number: int,
-    told: Told,
+    listener: Listener,
 ) -> None:
-    """All cells of one peer in one round."""
+    """All cells of one peer in one round. It is started anew for each model: one that dies loses no other model."""
     models = [MODELS[name] for name in options.models]
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        setting = Setting(folder=folder, models=models, files=files, threads=options.threads, port=port)
-        with running(peer, setting) as server:
-            for model in models:
-                check_answer(peer, server, model, files[model.name])
-            for model in models:
-                for cell in _of_model(_Asked(peer, server, model, number), deadlines[model.name], options):
-                    told(cell)
+    for model in models:
+        with tempfile.TemporaryDirectory() as name:
+            setting = Setting(folder=Path(name), models=models, files=files, threads=options.threads, port=free_port())
+            try:
+                with running(peer, setting) as server:
+                    check_answer(peer, server, model, files[model.name])
+                    for cell in _of_model(_Asked(peer, server, model, number), deadlines[model.name], options):
+                        listener.cell(cell)
+            except (RuntimeError, OSError, grpc.RpcError) as error:
+                listener.failure(model.name, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,7 @@ def check_answer(peer: Peer, server: Running, model: Model, file: Path) -> None:
 def ask_until_served(peer: Peer, server: Running, model: Model) -> tuple[bytes, bytes]:
     """The first answer: a server may listen before its models are there, or still refuse what it has no room for."""
     for _ in range(60):
+        server.check_alive()
         try:
             return ask(peer, server, model)
         except grpc.RpcError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from loadtest.marks import put
 from loadtest.peers.cells import Cell
 from loadtest.peers.models import MODELS
 from loadtest.peers.servers import PEERS, ROOT
@@ -190,21 +191,21 @@ def losses(study: Study) -> list[str]:
 def summary(study: Study) -> list[str]:
     """The picture and the one table at the top of the page."""
     most = max(cell.callers for cell in study.cells)
-    names = [f"{model}: answers/s" for model in study.models()]
     first = study.models()[0]
-    last = "encoder" if "encoder" in study.models() else first
     over = min((cell.load for cell in study.cells if cell.load > 1), default=0.0)
     lines = ["![Kairos beside its peers](images/peers.png)", ""]
-    head = ["server", *names, f"{first}: server CPU per request"]
-    lines += _head([*head, f"{last}: answered in time at {over:g} times capacity"] if over else head)
+    head = ["server", *(f"{model}: answers/s" for model in study.models()), f"{first}: server CPU per request"]
+    head += [f"{model}: in time, asked {over:g} times that" for model in _telling(study) if over]
+    lines += _head(head)
     for peer in study.peers():
         rates = [
             _number(middle(study.pick(peer=peer, model=model, callers=most), _answers)) for model in study.models()
         ]
         cpu = middle(study.pick(peer=peer, model=first, callers=most), _cpu)
         row = [f"**{peer}**" if peer == OURS else peer, *rates, f"{_number(cpu)} us"]
-        if over:
-            row.append(f"{middle(study.pick(peer=peer, model=last, load=over), _share):.0%} of it")
+        for model in _telling(study) if over else ():
+            cells = study.pick(peer=peer, model=model, load=over)
+            row.append(f"{_number(middle(cells, _in_time))}/s, {middle(cells, _share):.0%} of it")
         lines.append(_row(row))
     how = (
         f"{most} callers, {study.threads} thread of ONNX Runtime for each server, the same ONNX files and client, on "
@@ -252,18 +253,9 @@ def write(study: Study, page: Path = PAGE, image: Path = IMAGE) -> None:
     """Put both into the page, between their marks, and draw the picture. ValueError where there are no marks."""
     text = page.read_text()
     for name, lines in (("peers summary", summary(study)), ("peers", section(study))):
-        text = _put(text, name, "\n".join(lines))
+        text = put(text, name, "\n".join(lines))
     draw(study, image)
     page.write_text(text)
-
-
-def _put(text: str, name: str, content: str) -> str:
-    opens, closes = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, mark, rest = text.partition(opens)
-    _, end, after = rest.partition(closes)
-    if not mark or not end:
-        raise ValueError(f"the page has no marks {opens.strip()} and {closes}")
-    return f"{before}{opens}{content}\n{closes}{after}"
 
 
 COLOURS: Final = {
@@ -280,26 +272,35 @@ def draw(study: Study, path: Path) -> None:
     """CPU for a request of the smallest model, and answers in time by load. ImportError where matplotlib is missing."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (optional, and slow to import)
 
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    figure = Figure(figsize=(13.5, 3.8), layout="constrained")
+    models = _telling(study)
+    left, *others = figure.subplots(1, 1 + len(models))
     peers, most = study.peers(), max(cell.callers for cell in study.cells)
     first = study.models()[0]
     cpu = [middle(study.pick(peer=peer, model=first, callers=most), _cpu) for peer in peers]
     bars = left.barh(peers[::-1], cpu[::-1], color=[COLOURS[peer] for peer in peers[::-1]])
     left.bar_label(bars, [f" {value:,.0f}" for value in cpu[::-1]], fontsize=9)
-    left.set_title(f"server CPU for a request, {first}, {most} callers: microseconds", fontsize=10)
+    left.set_title(f"server CPU for a request of {first}, {most} callers: us", fontsize=10)
     left.spines[["top", "right"]].set_visible(False)
     left.margins(x=0.15)
-    model = "encoder" if "encoder" in study.models() else first
-    loads = sorted({cell.load for cell in study.pick(model=model) if cell.load})
-    for peer in peers:
-        of_peer = [study.pick(peer=peer, model=model, load=load) for load in loads]
-        asked = [middle(cells, _asked) for cells in of_peer]
-        good = [middle(cells, _in_time) for cells in of_peer]
-        right.plot(asked, good, marker="o", color=COLOURS[peer], label=peer, linewidth=2.4 if peer == OURS else 1.4)
-    right.set_title(f"answered in time a second, {model}, by what is asked a second", fontsize=10)
-    right.set_ylim(bottom=0)
-    right.grid(alpha=0.25)
-    right.spines[["top", "right"]].set_visible(False)
-    right.legend(fontsize=8, frameon=False)
+    for axes, model in zip(others, models, strict=True):
+        for peer in peers:
+            of_peer = [study.pick(peer=peer, model=model, load=load) for load in _loads(study, model)]
+            asked = [middle(cells, _asked) for cells in of_peer]
+            good = [middle(cells, _in_time) for cells in of_peer]
+            axes.plot(asked, good, marker="o", color=COLOURS[peer], label=peer, linewidth=2.4 if peer == OURS else 1.4)
+        axes.set_title(f"{model}: answered in time a second, by what is asked", fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    others[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def _telling(study: Study) -> list[str]:
+    """The models of the picture: the smallest, where the server is the limit, and the largest of batches that gain."""
+    return list(dict.fromkeys([study.models()[0], "encoder" if "encoder" in study.models() else study.models()[-1]]))
+
+
+def _loads(study: Study, model: str) -> list[float]:
+    return sorted({cell.load for cell in study.pick(model=model) if cell.load})

@@ -442,12 +442,23 @@ def install(peer: Peer, versions: Mapping[str, str]) -> None:
     peer.build(folder)
 
 
+class Died(RuntimeError):
+    """A server has ended by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A server, started in a session of its own, to which all its processes belong."""
 
     session: int
     address: str
+    process: subprocess.Popen[bytes]
+
+    def check_alive(self) -> None:
+        """Died, if its first process has ended: nobody will answer any more."""
+        if (status := self.process.poll()) is not None:
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            raise Died(f"the server ended by itself with {how}")
 
     def cpu_s(self) -> float:
         """Seconds of CPU that all its processes have used, user and system, children that ended included."""
@@ -477,7 +488,7 @@ def running(peer: Peer, setting: Setting) -> Iterator[Running]:
         )
     try:
         _wait_until_listening(process, setting.port, log)
-        yield Running(process.pid, f"127.0.0.1:{setting.port}")
+        yield Running(process.pid, f"127.0.0.1:{setting.port}", process)
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

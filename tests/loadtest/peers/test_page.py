@@ -58,7 +58,10 @@ def test_where_a_peer_is_ahead_is_said() -> None:
 
 def test_the_summary_has_one_line_for_each_server() -> None:
     rows = [line for line in summary(BOTH) if line.startswith(("| **kairos", "| triton"))]
-    assert rows == ["| **kairos** | 1,100 | 50.0 us | 90% of it |", "| triton | 800 | 50.0 us | 75% of it |"]
+    assert rows == [
+        "| **kairos** | 1,100 | 50.0 us | 90.0/s, 90% of it |",
+        "| triton | 800 | 50.0 us | 30.0/s, 75% of it |",
+    ]
 
 
 def test_a_study_survives_json() -> None:

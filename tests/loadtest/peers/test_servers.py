@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import grpc
@@ -13,12 +14,14 @@ from google.protobuf import text_format
 from loadtest.load.plan import infer_request
 from loadtest.load.scenario import Kind
 from loadtest.peers import models
-from loadtest.peers.cells import Options, WrongAnswer, check_answer, deadlines_ms, measure
+from loadtest.peers.cells import Listener, Options, WrongAnswer, check_answer, deadlines_ms, measure
 from loadtest.peers.models import MODELS
 from loadtest.peers.page import COLOURS
 from loadtest.peers.servers import (
     HOME,
     PEERS,
+    Bare,
+    Command,
     Kairos,
     MLServer,
     Setting,
@@ -135,12 +138,54 @@ def test_a_peer_is_started_checked_and_measured(name: str, tmp_path: Path, files
     told = []
     installed(name)
     options = Options(models=["mlp"], callers=(4,), loads=(0.2,), closed_s=0.3, open_s=0.3)
-    measure(PEERS[name], {"mlp": files["mlp"]}, {"mlp": {"1000": 1.0}}, options, 0, told.append)
+    failures: list[tuple[str, Exception]] = []
+    measure(
+        PEERS[name],
+        {"mlp": files["mlp"]},
+        {"mlp": {"1000": 1.0}},
+        options,
+        0,
+        Listener(told.append, lambda model, error: failures.append((model, error))),
+    )
+    assert failures == []
     closed, opened = told
     assert closed.codes == {"OK": pytest.approx(closed.answers_per_s * 0.3, abs=8)}
     assert closed.cpu_us > 0
     assert opened.capacity == closed.answers_per_s
     assert sum(opened.codes.values()) > 0
+
+
+class Dying(Bare):
+    """Listens, and is gone as soon as somebody connects a second time."""
+
+    name = "dying"
+
+    def prepare(self, setting: Setting) -> Command:
+        script = (
+            "import os, signal, socket, sys\n"
+            "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+            "listener.accept()\n"
+            "listener.accept()\n"
+            "os.kill(os.getpid(), signal.SIGSEGV)\n"
+        )
+        return Command([sys.executable, "-c", script, str(setting.port)])
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_is_told_of_by_model(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.peers.cells._PATIENCE_S", 1.0)
+    failures: list[tuple[str, str]] = []
+    measure(
+        Dying(),
+        files,
+        {},
+        Options(models=list(files)),
+        0,
+        Listener(
+            lambda _: pytest.fail("it answers nothing"), lambda model, error: failures.append((model, str(error)))
+        ),
+    )
+    assert failures == [(name, "the server ended by itself with SIGSEGV") for name in files]
 
 
 @pytest.mark.integration
