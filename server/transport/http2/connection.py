@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _EMPTY: Final = memoryview(b"")
+_SHORTEST_S: Final = 0.01
+"""Calls with less time than this are not given up for their deadline, as far as resets are counted."""
 _DRAIN_PING: Final = b"kdrain\x00\x01"
 
 
@@ -494,6 +496,9 @@ class Connection:
             stream.state = HALF_CLOSED_REMOTE
         else:
             stream.content_left = head.content_length
+        timeout_s = head.timeout_s
+        if timeout_s is not None and timeout_s >= _SHORTEST_S:
+            stream.forgiven_from = self._now + timeout_s / 2
         self.streams[stream_id] = stream
         self._control.left += 2
         stream.receiver = self._owner.accept(stream, head, ends)
@@ -523,7 +528,8 @@ class Connection:
         self._count_reset(code)
         if stream.receiver is not None:
             stream.receiver.reset(code)
-        self._resets.spend(1, self._now)
+        if self._now < stream.forgiven_from:
+            self._resets.spend(1, self._now)
 
     def _on_settings(self, flags: int, stream_id: int, payload: memoryview) -> None:
         if stream_id != 0:

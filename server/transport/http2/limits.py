@@ -32,7 +32,11 @@ class Limits:
     reset_burst: int = 1000
     """Calls a peer may cancel, or have refused, at once."""
     reset_per_s: float = 200.0
-    """How fast that allowance comes back. Each call that ends well gives one back as well."""
+    """How fast that allowance comes back. Each call that ends well gives one back as well.
+
+    Calls that are given up after half of their time, of 10 ms or more, do not count: their deadline is near, and an
+    overload makes a proxy's one connection give up thousands.
+    """
     pings: PingLimits = field(default_factory=PingLimits)
     """How often a client may ping."""
 

@@ -5,6 +5,7 @@ A client's stream is born with its HEADERS; the server never opens one, so the r
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 from server.transport.http2.errors import ErrorCode
@@ -81,6 +82,7 @@ class Stream:
 
     __slots__ = (
         "content_left",
+        "forgiven_from",
         "id",
         "patient",
         "queue",
@@ -107,6 +109,8 @@ class Stream:
         """The header block that follows the queue."""
         self.content_left: int | None = None
         """What content-length still promises."""
+        self.forgiven_from = math.inf
+        """From when on a reset by the peer is no more than impatience."""
         self.patient = False
         """Whether a request that was answered early may send its body to the end."""
 

@@ -57,6 +57,22 @@ def test_a_client_that_cancels_half_of_its_calls_is_no_attacker() -> None:
     assert not peer.connection.closed
 
 
+@pytest.mark.parametrize(
+    ("timeout", "after_s", "calm"),
+    [("100m", 0.05, True), ("100m", 0.04, False), ("9m", 0.009, False), ("", 0.05, False)],
+)
+def test_calls_given_up_near_their_deadline_are_no_attack(timeout: str, after_s: float, *, calm: bool) -> None:
+    peer = Peer(Limits(reset_burst=100, reset_per_s=0.0))
+    extra = (("grpc-timeout", timeout),) if timeout else ()
+    for stream_id in range(1, 1001, 2):
+        if peer.connection.closed:
+            break
+        peer.request(stream_id, *extra)
+        peer.now += after_s
+        peer.write(frames.rst_stream(stream_id, ErrorCode.CANCEL))
+    assert peer.connection.closed is not calm
+
+
 def test_cancelling_slowly_is_no_attack() -> None:
     peer = Peer(Limits(reset_burst=10, reset_per_s=5))
     for stream_id in range(1, 400, 2):
