@@ -6,8 +6,9 @@ be a small part of the tightest deadlines. Hence calls that have arrived wait he
 each turn starts as many as keep it at its target. Whom so many are ahead of that it cannot be answered in time is told
 at once, as its head arrives, to come again: that costs a fraction of an answer.
 
-A line that stays long is no burst but more than the server can do. It is kept short then, and whoever comes while it
-is not is refused, whatever time he has: else the tightest deadlines, which go first, would leave the others to expire.
+A line of calls in a hurry that stays long is no burst but more than the server can do. It is kept short then, and any
+of them that comes while it is not is refused: else the tightest deadlines, which go first, would leave the others to
+expire. Who has more time may wait for most of it.
 
 Rule: costs two comparisons a call while nobody waits, and nothing while there are no calls.
 """
@@ -23,7 +24,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    _Entry = tuple[float, int, "Startable"]
+    _Entry = tuple[float, int, "Startable", bool]
 
 PASSES: Final = 4
 """Turns from a call's start to its answer: its handler, the batch, the answer, the socket."""
@@ -36,8 +37,12 @@ FIRST: Final = 64
 """How many start in a turn before anything is known; it grows by a quarter in each turn that had time for more."""
 LEAST: Final = 8
 """So many start however long turns are: some are long for other reasons, such as large messages."""
+HURRY_S: Final = 0.125
+"""Calls with less time than this are in a hurry."""
 SHORT: Final = 3.0
-"""A line is short if it takes no longer than so many turns."""
+"""Their line is short if it takes no longer than so many turns."""
+WAIT: Final = 0.75
+"""What the others may wait of their time: callers count from before their call arrives."""
 SUSTAINED_S: Final = 0.1
 """So long it must have been long to be no burst, and short without any refusal to be over."""
 PATIENT_S: Final = 1.0
@@ -65,7 +70,7 @@ class Turns:
     """The line of a server whose calls of `path` are the bulk of its work."""
 
     __slots__ = (
-        "_allowed", "_armed", "_began", "_clock", "_crowded", "_line", "_number", "_ran", "_ran_s",
+        "_allowed", "_armed", "_began", "_clock", "_crowded", "_hurried", "_line", "_number", "_ran", "_ran_s",
         "_refused_before", "_since", "_soon", "_started", "_target_s", "_tightest", "_told", "path", "refused",
     )  # fmt: skip
 
@@ -87,6 +92,7 @@ class Turns:
         self._clock = clock
         self._line: list[_Entry] = []  # whoever is due first in front
         self._number = count()
+        self._hurried = 0  # of the line, those who came in a hurry
         self._allowed = float(FIRST)
         self._started = 0  # in this turn
         self._began = 0.0
@@ -110,10 +116,11 @@ class Turns:
         if not line or not self._ran:
             return True
         pace_s = self._ran_s / self._ran
-        if self._crowded and len(line) * pace_s > SHORT * self._target_s:
+        hurries = left_s < HURRY_S
+        if hurries and self._crowded and self._hurried * pace_s > SHORT * self._target_s:
             return self._refuse()
         ahead = bisect_right(line, self._began + left_s, key=_due)
-        return ahead * pace_s + PASSES * self._target_s <= left_s or self._refuse()
+        return ahead * pace_s + PASSES * self._target_s <= (left_s if hurries else WAIT * left_s) or self._refuse()
 
     def _refuse(self) -> bool:
         self.refused += 1
@@ -129,7 +136,9 @@ class Turns:
             call.start()
         else:
             due = self._began + PATIENT_S if call.deadline is None else call.deadline
-            insort(self._line, (due, next(self._number), call))
+            hurries = due - self._began < HURRY_S
+            self._hurried += hurries
+            insort(self._line, (due, next(self._number), call, hurries))
 
     def _arm(self) -> None:
         if self._soon is None:
@@ -166,8 +175,9 @@ class Turns:
         line, at = self._line, 0
         soonest = now + PASSES * self._target_s
         while at < len(line) and self._started < self._allowed:
-            due, _, call = line[at]
+            due, _, call, hurries = line[at]
             at += 1
+            self._hurried -= hurries
             if call.done():
                 continue
             if due < soonest and call.deadline is not None:
@@ -179,9 +189,9 @@ class Turns:
         del line[:at]
 
     def _note_length(self, now: float) -> None:
-        """Find out whether the line is a burst, or more than the server can do."""
+        """Find out whether the line of those in a hurry is a burst, or more than the server can do."""
         refuses, self._refused_before = self.refused > self._refused_before, self.refused
-        long = len(self._line) * self._ran_s > SHORT * self._target_s * self._ran
+        long = self._hurried * self._ran_s > SHORT * self._target_s * self._ran
         if (long or (self._crowded and refuses)) == self._crowded:
             self._since = math.inf
         elif self._since == math.inf:

@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.access.rpcs import RPCS
-from server.transport.http2.turns import FIRST, LEAST, LONGEST_S, PASSES, SHORT, SHORTEST_S, SUSTAINED_S, Turns
+from server.transport.http2.turns import (
+    FIRST,
+    HURRY_S,
+    LEAST,
+    LONGEST_S,
+    PASSES,
+    SHORT,
+    SHORTEST_S,
+    SUSTAINED_S,
+    WAIT,
+    Turns,
+)
 from server.transport.listen import ListenOptions, create_server
 
 EACH_S = LONGEST_S / 100
@@ -41,6 +52,7 @@ class Loop:
         self.soon: list[Callable[[], None]] = []
         self.told = 0
         self.started: list[Call] = []
+        self.let_in: list[Call] = []
         self.before = 0
         """How many had started when this turn began."""
         self.turns = Turns(b"/a/B", self._tell, self.soon.append, lambda: self.now)
@@ -54,6 +66,7 @@ class Loop:
             return None
         call = Call(None if left_s is None else self.now + left_s, self.started)
         self.turns.start(call)
+        self.let_in.append(call)
         return call
 
     def turn(self, calls: int = 0, left_s: float | None = 1.0, each_s: float = EACH_S) -> int:
@@ -104,7 +117,7 @@ def test_who_cannot_be_answered_in_time_is_refused_at_the_door_and_nobody_else()
     loop.turn()
     offered = [loop.offer(0.5) for _ in range(6000)]
     admitted = [call for call in offered if call is not None]
-    assert len(admitted) * EACH_S + PASSES * LONGEST_S == pytest.approx(0.5, rel=0.05)
+    assert len(admitted) * EACH_S + PASSES * LONGEST_S == pytest.approx(WAIT * 0.5, rel=0.05)
     assert loop.told == loop.turns.refused == 6000 - len(admitted)
     assert loop.offer(PASSES * LONGEST_S * 0.9) is None, "nobody is ahead of it, and yet"
     assert loop.offer(None) is not None, "who has no deadline is never refused"
@@ -145,22 +158,38 @@ def test_who_has_no_deadline_waits_for_as_long_as_it_takes() -> None:
     assert loop.told == 0
 
 
-def test_a_line_that_stays_long_is_kept_short_for_everybody() -> None:
+def test_callers_who_wait_for_their_answers_are_served_however_many_they_are() -> None:
+    """A line that stays long is no reason to refuse anybody who can be answered in time."""
     loop = Loop()
+    free, started = 1000, 0
+    for _ in range(300):
+        for _ in range(free):
+            loop.offer(0.3)
+        free = loop.turn()
+        started += free
+    assert loop.told == 0
+    assert started * EACH_S == pytest.approx(loop.now - 100.0, rel=0.05)
+
+
+def test_a_line_in_a_hurry_that_stays_long_is_kept_short_for_everybody_in_it() -> None:
+    loop = Loop()
+    hurry_s = HURRY_S * 0.9
     while loop.now < 100.0 + 2 * SUSTAINED_S:
-        loop.turn(500, left_s=5.0)
+        loop.turn(500, left_s=hurry_s)
     told = loop.told
     for _ in range(50):
-        loop.turn(500, left_s=5.0)
+        loop.turn(500, left_s=hurry_s)
     assert loop.told > told
-    waiting = len(loop.turns._line)
-    assert waiting * EACH_S <= 1.5 * SHORT * LONGEST_S
+    assert 0 < len(loop.turns._line) * EACH_S <= 1.5 * SHORT * LONGEST_S
+    assert loop.turns._hurried == len(loop.turns._line)
+    assert not any(call.turned_away for call in loop.let_in[-1000:]), "and who is let in is answered"
+    assert loop.offer(HURRY_S * 2) is not None, "who has more time may wait"
     while loop.turns._line:
         loop.turn()
     for _ in range(math.ceil(SUSTAINED_S / LONGEST_S) + 2):
-        loop.turn(90, left_s=5.0)
+        loop.turn(90, left_s=hurry_s)
     told = loop.told
-    loop.turn(500, left_s=5.0)
+    loop.turn(500, left_s=hurry_s)
     assert loop.told == told, "a burst after that is a burst again"
 
 
@@ -199,8 +228,8 @@ def test_the_servers_transport_limits_inference_and_tells_of_it() -> None:
         server, _ = create_server(ListenOptions(port=0), shed=lambda: told.append(None))
         turns = server.options.turns
         assert turns.path.decode() in RPCS
-        turns._line = [(math.inf, 0, Call(None))] * 9
-        turns._ran, turns._ran_s, turns._crowded = 1.0, 1.0, True
+        turns._line = [(math.inf, 0, Call(None), True)] * 9
+        turns._ran, turns._ran_s, turns._crowded, turns._hurried = 1.0, 1.0, True, 9
         assert not turns.admits(0.01)
         await server.stop(0)
 
