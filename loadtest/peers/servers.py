@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import venv
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ class Bare(KServePeer):
         return Command(line, {"PYTHONPATH": str(ROOT)})
 
 
-class Tritonserver(KServePeer):
+class Tritonserver(KServePeer, ABC):
     """The tritonserver binary out of nvidia-pytriton's wheel, with one backend or another.
 
     Two of its faults are gone around in its favour:
@@ -183,9 +184,9 @@ class Tritonserver(KServePeer):
         ]  # fmt: skip
         return Command(line, {"LD_LIBRARY_PATH": ":".join(libraries)})
 
+    @abstractmethod
     def _backends(self, setting: Setting) -> Path:
         """The folder of the backends."""
-        raise NotImplementedError
 
     def _config(self, model: Model, threads: int) -> str:
         dims = ", ".join(map(str, model.shape))
