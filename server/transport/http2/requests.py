@@ -226,8 +226,9 @@ class HeadReader:
     def _remember_timed(self, block: bytes, head: RequestHead, fields: list[Field]) -> None:
         """Keep what a block says that left the table alone and ends with a timeout in plain letters."""
         name, value = fields[-1]
-        tail = b"\x0cgrpc-timeout" + bytes((len(value),)) + value
-        if name == b"grpc-timeout" and head.is_plain and len(block) <= _LONGEST_REMEMBERED and block.endswith(tail):
+        if name != b"grpc-timeout" or not head.is_plain or len(block) > _LONGEST_REMEMBERED:
+            return
+        if block.endswith(b"\x0cgrpc-timeout" + bytes((len(value),)) + value):  # a plain head's value is short
             self._timed, self._timed_prefix = head, block[: -len(value) - 1]
 
     def read_trailers(self, block: bytes) -> None:

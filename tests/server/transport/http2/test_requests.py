@@ -78,6 +78,16 @@ def test_blocks_that_differ_in_the_timeout_at_their_end_need_no_decoding(monkeyp
         heads.read(prefix + b"\x00\x0cgrpc-timeout")
 
 
+def test_a_block_may_end_with_anything_of_any_length() -> None:
+    heads, encoder = reader(), hpack.Encoder()
+    prefix = [encoder.encode(GRPC) for _ in range(2)][-1]
+    heads.read(hpack.Encoder().encode(GRPC))
+    for name in (b"authorization", b"grpc-timeout"):
+        for length in (1, 126, 127, 255, 256, 5000):
+            tail = literal(name, b"1" * length)
+            assert heads.read(prefix + tail) == another().read(prefix + tail)
+
+
 def test_a_known_timeout_is_forgotten_when_the_table_moves_on() -> None:
     heads, encoder = reader(), hpack.Encoder()
     for path in ("/a", "/b"):
