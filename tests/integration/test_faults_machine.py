@@ -136,11 +136,14 @@ def test_without_file_descriptors_those_who_are_connected_are_served_and_the_ser
                 for _ in range(count):
                     opened.enter_context(socket.create_connection((host, int(port)), timeout=30))
             wait_until(lambda: threads_and_descriptors(pid)[1] >= descriptors + 4, "nothing left")
-            before = cpu_s(pid)
-            for _ in range(20):
-                assert floats(stub.ModelInfer(row(), timeout=30)) == [2, 4, 6, 8]
-                threading.Event().wait(0.05)  # time to waste, were it waited for in a loop
-            assert cpu_s(pid) - before < 0.5, "it asks for descriptors again and again"
+            spent: list[float] = []
+            while not spent or (spent[-1] >= 0.5 and len(spent) < 3):  # the machine may have been busy for a moment
+                before = cpu_s(pid)
+                for _ in range(20):
+                    assert floats(stub.ModelInfer(row(), timeout=30)) == [2, 4, 6, 8]
+                    threading.Event().wait(0.05)  # time to waste, were it waited for in a loop
+                spent.append(cpu_s(pid) - before)
+            assert spent[-1] < 0.5, "it asks for descriptors again and again"
             opened.close()
             with blocking_stub(server.url) as late:
                 assert floats(late.ModelInfer(row(), timeout=30, wait_for_ready=True)) == [2, 4, 6, 8]
